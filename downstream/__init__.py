@@ -1,0 +1,1 @@
+"""Frozen hidden states to scores. Knows upstreams only as Upstream and Hidden."""

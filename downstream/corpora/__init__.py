@@ -1,0 +1,9 @@
+"""Readers: a corpus folder in, Examples out. One row per corpus; each module is imported on use."""
+
+from downstream.base import CORPORA
+
+CORPORA.add("librispeech", "downstream.corpora.librispeech:read", "LibriSpeech in its own layout")
+CORPORA.add("voxceleb1", "downstream.corpora.voxceleb1:read", "VoxCeleb1 identification split")
+CORPORA.add("iemocap", "downstream.corpora.iemocap:read", "IEMOCAP, 4 classes, 5 sessions")
+CORPORA.add("manifest", "downstream.corpora.manifest:read", "any corpus as CSV, TSV or JSONL")
+CORPORA.add("synthetic", "downstream.corpora.synthetic:read", "speech that eSpeak NG makes here")

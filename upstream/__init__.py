@@ -1,0 +1,1 @@
+"""Audio to hidden states. Knows nothing of tasks or of merging."""

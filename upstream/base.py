@@ -1,0 +1,78 @@
+"""What an upstream is: 16 kHz waveforms in, a stack of hidden states out."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from upstream.registry import Registry
+
+SAMPLE_RATE = 16_000
+
+
+class Hidden(NamedTuple):
+    """Hidden states of one padded batch."""
+
+    layers: Tensor  # [L, B, T, D] float32
+    lens: Tensor  # [B] valid frames, int64
+
+    def mean(self) -> Tensor:
+        """[L, B, D]: the mean over each item's valid frames."""
+        mask = valid(self.lens, self.layers.shape[2]).to(self.layers.dtype)
+        # where() and not only the product: 0 * NaN in a padded frame would spoil the sum
+        summed = torch.where(mask[None, :, :, None] > 0, self.layers, 0).sum(2)
+        return summed / self.lens.to(summed.dtype)[None, :, None]
+
+
+class Upstream(nn.Module):
+    """A frozen speech encoder. Subclasses set `num_layers`, `dim`, `stride` and write `forward`.
+
+    `forward(wavs, lens)`: wavs [B, N] float32 zero-padded, lens [B] in samples -> `Hidden`.
+    The promises every upstream keeps are in `upstream/check.py`.
+    """
+
+    sample_rate: int = SAMPLE_RATE
+    num_layers: int
+    dim: int
+    stride: int  # samples per frame
+    source: str = ""  # where the weights come from, for `describe` and for provenance
+    licence: str = ""
+
+    def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """Whatever besides the weights changes the output (architecture, preprocessing).
+
+        Default: the class and its source text, so that editing a user's `mine.py` changes the
+        fingerprint and no cached feature of the old code is ever used.
+        """
+        try:
+            source = inspect.getsource(type(self))
+        except (OSError, TypeError):
+            source = ""
+        return {"class": type(self).__qualname__, "source": source}
+
+    def fingerprint(self) -> str:
+        """12 hex digits over `identity()` and every parameter and buffer."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:12]
+
+
+Loader = Callable[..., Upstream]
+UPSTREAMS: Registry[Loader] = Registry("upstream")
+
+
+def valid(lens: Tensor, length: int) -> Tensor:
+    """[B, length] bool: true where a frame (or sample) belongs to the utterance."""
+    return torch.arange(length, device=lens.device)[None, :] < lens[:, None]

@@ -1,0 +1,19 @@
+"""The one exception for a user's mistake: a clear line, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What is wrong, where, and how to mend it, in one line. `benchmark.py` prints it and exits 2."""
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean hubert_base?"`, or the full list if nothing is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; there is: {', '.join(known)}" if known else ""
