@@ -2,61 +2,131 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import re
 from pathlib import Path
 
 import soundfile
 import torch
-import torchaudio.functional
+import torchaudio.transforms
 from torch import Tensor
 
 from upstream.base import SAMPLE_RATE
 from upstream.errors import UserError
 
+OVERSHOOT = 0.5  # seconds; segment lists are often rounded up a little past the end of the file
+STREAMED = (
+    0x7FFFF000  # sox and ffmpeg write this or more as the data size when they write to a pipe
+)
+LARGEST_KERNEL = 10_000_000  # numbers; 44.1 kHz needs 71 thousand, 44.101 kHz 706 million
+
 
 def load(path: str | Path, start: float | None = None, end: float | None = None) -> Tensor:
     """Read `path` (seconds `start` to `end`) as [N] float32 at 16 kHz, channels averaged.
 
-    Raises UserError for a missing, truncated, empty or non-finite file, naming it.
+    Raises UserError for a missing, truncated, empty or non-finite file, naming it, and for a part
+    that lies outside the file. An utterance of a few milliseconds is legal audio.
     """
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate, frames = file.samplerate, file.frames
-            first = round((start or 0.0) * rate)
-            last = frames if end is None else min(frames, round(end * rate))
-            file.seek(min(first, frames))
-            samples = file.read(max(0, last - first), dtype="float32", always_2d=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such audio file") from error
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        if not Path(path).exists():
-            raise UserError(f"{path}: no such audio file") from error
-        raise UserError(f"{path}: cannot be read as audio ({error})") from error
+    with _open(path) as file:
+        rate = file.samplerate
+        first, last = _part(path, file.frames, rate, start, end)
+        try:
+            file.seek(first)
+            samples = file.read(last - first, dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: truncated or damaged ({_reason(error)}); copy it again"
+            ) from error
     if len(samples) < last - first:
         raise UserError(
-            f"{path}: truncated, {len(samples)} of {last - first} samples could be read; copy it again"
+            f"{path}: truncated, {len(samples)} of {last - first} samples are there; copy it again"
         )
-    if len(samples) == 0:
-        raise UserError(f"{path}: no audio between {start or 0} s and {end or 'the end'}; drop the row")
     wav = torch.from_numpy(samples).mean(1)
     if not torch.isfinite(wav).all():
-        raise UserError(f"{path}: holds NaN or infinite samples")
+        raise UserError(
+            f"{path}: holds NaN or infinite samples; write the file again or drop the row"
+        )
     if rate != SAMPLE_RATE:
-        wav = torchaudio.functional.resample(wav, rate, SAMPLE_RATE)
+        wav = _resampler(path, rate)(wav)
     return wav
 
 
 def seconds(path: str | Path, start: float | None = None, end: float | None = None) -> float:
     """Length of a file or of a part of it from its header, without decoding. Raises UserError."""
-    try:
-        info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        fault = "cannot be read as audio" if Path(path).exists() else "no such audio file"
-        raise UserError(f"{path}: {fault}") from error
-    whole = info.frames / info.samplerate
-    return max(0.0, min(whole, end if end is not None else whole) - (start or 0.0))
+    with _open(path) as file:
+        first, last = _part(path, file.frames, file.samplerate, start, end)
+        return (last - first) / file.samplerate
 
 
 def pad(wavs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """[N_i] each -> zero-padded [B, N] and their lengths [B] in samples."""
     lens = torch.tensor([len(wav) for wav in wavs])
     return torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True), lens
+
+
+def _open(path: str | Path) -> soundfile.SoundFile:
+    try:
+        file = soundfile.SoundFile(str(path))
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        raise UserError(f"{path}: {_unreadable(Path(path), error)}") from error
+    fault = ""
+    if file.frames > 2**60:  # libsndfile's "unknown": the encoder wrote to a pipe
+        fault = "its header does not say how long it is; encode it again to a file"
+    # libsndfile shortens a cut-off WAV without a word, except in its log
+    cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if cut and int(cut[2]) < int(cut[1]) < STREAMED:
+        fault = f"truncated, {cut[2]} of {cut[1]} bytes of audio are there; copy it again"
+    if fault:
+        file.close()
+        raise UserError(f"{path}: {fault}")
+    return file
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return "no such audio file"
+    if path.is_dir():
+        return "is a folder, not an audio file"
+    if path.stat().st_size == 0:
+        return "is an empty file (0 bytes); copy it again or drop the row"
+    return f"cannot be read as audio ({_reason(error)})"
+
+
+def _reason(error: Exception) -> str:
+    # error_string leaves out the path, which our line already begins with
+    reason = str(getattr(error, "error_string", error))
+    return " ".join(reason.split()).removeprefix("Error : ").rstrip(".")
+
+
+def _part(
+    path: str | Path, frames: int, rate: int, start: float | None, end: float | None
+) -> tuple[int, int]:
+    """First and last sample of the part, in the file's own rate. Raises UserError for no part."""
+    first = 0 if start is None else round(start * rate)
+    last = frames if end is None else round(end * rate)
+    if frames == 0:
+        raise UserError(f"{path}: holds no audio; drop the row")
+    if first < 0 or last > frames + OVERSHOOT * rate or first >= min(last, frames):
+        until = "its end" if end is None else f"{end:g} s"
+        raise UserError(
+            f"{path}: has no part from {start or 0:g} s to {until}, "
+            f"it is {frames / rate:g} s long; start and end are in seconds"
+        )
+    return first, min(last, frames)
+
+
+def _resampler(path: str | Path, rate: int) -> torchaudio.transforms.Resample:
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    if rate // divisor * (SAMPLE_RATE // divisor) > LARGEST_KERNEL:
+        raise UserError(
+            f"{path}: cannot be resampled from {rate} Hz to {SAMPLE_RATE} Hz, "
+            f"they have too small a common divisor ({divisor}); convert it with sox first"
+        )
+    return _cached_resampler(rate)
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_resampler(rate: int) -> torchaudio.transforms.Resample:
+    # computing the kernel costs more than applying it to a short utterance
+    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)

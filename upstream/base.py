@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from upstream.registry import Registry
 
 SAMPLE_RATE = 16_000
+Padding = Literal["exact", "s3prl"]  # has it no say, or the say it has in s3prl?
 
 
 class Hidden(NamedTuple):
@@ -43,6 +44,7 @@ class Upstream(nn.Module):
     stride: int  # samples per frame
     source: str = ""  # where the weights come from, for `describe` and for provenance
     licence: str = ""
+    options: dict[str, Any] = {}  # what a user's own class was constructed with
 
     def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
         raise NotImplementedError
@@ -50,14 +52,14 @@ class Upstream(nn.Module):
     def identity(self) -> dict[str, Any]:
         """Whatever besides the weights changes the output (architecture, preprocessing).
 
-        Default: the class and its source text, so that editing a user's `mine.py` changes the
-        fingerprint and no cached feature of the old code is ever used.
+        Default: the class, its source text and its options, so that editing a user's `mine.py`
+        changes the fingerprint and no cached feature of the old code is ever used.
         """
         try:
             source = inspect.getsource(type(self))
         except (OSError, TypeError):
             source = ""
-        return {"class": type(self).__qualname__, "source": source}
+        return {"class": type(self).__qualname__, "source": source, "options": self.options}
 
     def fingerprint(self) -> str:
         """12 hex digits over `identity()` and every parameter and buffer."""

@@ -1,0 +1,305 @@
+#!/usr/bin/env python
+"""Speech-FT Bench: does a fine-tuned and merged speech encoder generalise, or did it forget?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upstream.errors import UserError, near_miss
+
+if TYPE_CHECKING:
+    from downstream.evaluate import Prepared
+    from downstream.jobs import Settings
+    from upstream.registry import Registry
+
+EXAMPLES = """\
+examples:
+  benchmark.py --upstream merged                          build what is missing, score, compare
+  benchmark.py --upstream hf:my/checkpoint,fbank --suite sample
+  benchmark.py --upstream merged:alpha=0.5 --downstream asr,er --seeds 3 --set train.steps=500
+  benchmark.py plan --upstream merged                     what is kept and what it would take
+  benchmark.py compare hubert_demo merged                 task by task, paired, with intervals
+  benchmark.py list tasks                                 what there is
+commands: plan compare list describe check finetune merge export (each has --help)
+The same command again keeps what is finished and goes on where it was interrupted.
+"""
+LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its flags; a call without a command is `run`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("benchmark.py", description=__doc__, formatter_class=raw)
+    top.epilog = EXAMPLES
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, about: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=about, description=about, epilog=f"example:\n  benchmark.py {example}",
+            formatter_class=raw,
+        )  # fmt: skip
+
+    for name, about, example in (
+        ("run", "score upstreams on the tasks of a suite", "--upstream merged,fbank --suite demo"),
+        ("plan", "what a run would keep, compute and cost", "plan --upstream merged"),
+    ):
+        one = add(name, about, example)
+        one.add_argument("--upstream", required=True, help="names, separated by commas")
+        one.add_argument("--downstream", help="tasks, separated by commas (default: the suite's)")
+        one.add_argument("--suite", default="demo", help="a folder of recipes (default: demo)")
+        one.add_argument("--seeds", type=_positive, help="head seeds (default: the recipe's)")
+        one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                         help="override a task recipe's key, e.g. train.steps=500")  # fmt: skip
+        one.add_argument("--workers", type=_positive, help="processes (default: one per core)")
+        one.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+        one.add_argument("--cache-gb", type=float, default=20.0,
+                         help="disk for frame features; beyond it they are recomputed")  # fmt: skip
+        one.add_argument("--batch-seconds", type=float, default=32.0,
+                         help="audio per encoder batch")  # fmt: skip
+        one.add_argument("--reference", help="the upstream that differences are taken from")
+        if name == "run":
+            one.add_argument("--from-scratch", action="store_true",
+                             help="repeat the pre-training of the suite's own upstream first")  # fmt: skip
+    one = add("compare", "two upstreams task by task, paired", "compare hubert_demo merged")
+    one.add_argument("a")
+    one.add_argument("b")
+    one.add_argument("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
+    one = add("list", "what there is, a line each", "list upstreams")
+    one.add_argument("what", choices=LISTS)
+    one = add("describe", "an upstream's layers, size, fingerprint, source", "describe hubert_demo")
+    one.add_argument("upstream")
+    one = add("check", "the promises of an upstream, or a recipe", "check --upstream mine.py:Mine")
+    which = one.add_mutually_exclusive_group(required=True)
+    which.add_argument("--upstream")
+    which.add_argument("--recipe", type=Path)
+    one = add("finetune", "stage 1: stable fine-tuning", "finetune recipes/demo/finetune.yaml")
+    one.add_argument("recipe", type=Path)
+    one.add_argument("--output", type=Path, help="where to write it (default: results/upstreams)")
+    one = add("merge", "stage 2: merge weights and write them", "merge recipes/demo/merged.yaml "
+              "--output merged/\n  benchmark.py merge --base hubert_base --tuned my/tuned "
+              "--set alpha=0.5 --output merged/")  # fmt: skip
+    one.add_argument("recipe", type=Path, nargs="?")
+    one.add_argument("--base")
+    one.add_argument("--tuned", nargs="+", default=[])
+    one.add_argument("--method", default=None)
+    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    one.add_argument("--output", type=Path, required=True)
+    one = add("export", "write an upstream in another format", "export merged --output out/")
+    one.add_argument("upstream")
+    one.add_argument("--format", default="hf", choices=("hf", "s3prl"))
+    one.add_argument("--output", type=Path, required=True)
+    for one in commands.choices.values():
+        one.add_argument("--results", type=Path, default=Path("results"),
+                         help="where results, caches and built upstreams live")  # fmt: skip
+    return top
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def tasks(args: argparse.Namespace) -> list[Prepared]:
+    """The chosen tasks of the suite with their corpora read."""
+    from downstream import recipe
+    from downstream.evaluate import prepare
+
+    suite, overrides = recipe.suite(args.suite), recipe.overrides(args.set)
+    chosen = args.downstream.split(",") if args.downstream else list(suite)
+    for name in chosen:
+        if name not in suite:
+            raise UserError(f"unknown task {name!r} in suite {args.suite}{near_miss(name, suite)}")
+    recipes = [recipe.load(suite[name], overrides) for name in chosen]
+    return [prepare(one, args.results) for one in recipes]
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """Device, processes and budgets; a results folder that cannot be written is found out now."""
+    import torch
+
+    from downstream.jobs import Settings
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device {device}: cannot be used ({str(error).splitlines()[0]})"
+        ) from None
+    writable(args.results)
+    workers = args.workers or (1 if device != "cpu" else os.cpu_count() or 1)
+    return Settings(args.results, workers, device, args.cache_gb, args.batch_seconds)
+
+
+def writable(results: Path) -> None:
+    """Raise UserError now if results cannot be written, not after hours."""
+    probe = results / f".probe-{os.getpid()}"
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--results {results}: cannot be written ({error.strerror})") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score upstreams on tasks: build, extract once, train and test what is missing, compare."""
+    from downstream import jobs, table
+    from downstream.recipe import suite_folder
+    from downstream.results import load as load_results
+    from merging.names import load, requests
+
+    how, suite = settings(args), suite_folder(args.suite)
+    if args.from_scratch:
+        from merging.pretrain import rebuild
+
+        rebuild(suite, args.results)
+    prepared = tasks(args)
+    upstreams, reference = requests(args.upstream, suite, args.results)
+    reference = args.reference or reference
+    work = jobs.survey(upstreams, load, prepared, args.seeds, how)
+    print(f"{work.kept} cells kept, {len(work.cells)} to compute")
+    jobs.run_all(jobs.extract, load, work.passes, how, "passes")
+    jobs.run_all(jobs.compute, load, work.cells, how, "cells")
+    everything = load_results(args.results)
+    names, revisions = {u.spec for u in upstreams}, {task.revision for task in prepared}
+    mine = [r for r in everything if r.cell.upstream in names and r.cell.recipe in revisions]
+    print(table.show(table.summary(mine, suite.name, reference)))
+    written = table.write(args.results, everything, reference)
+    print(f"written: {', '.join(map(str, written))}")
+
+
+def plan(args: argparse.Namespace) -> None:
+    """What `run` with the same flags would keep, compute and cost. Builds nothing."""
+    from downstream.plan import describe
+    from downstream.recipe import suite_folder
+    from merging.names import load, requests, unbuilt
+
+    how, suite = settings(args), suite_folder(args.suite)
+    upstreams, _ = requests(args.upstream, suite, args.results)
+    waiting = {one.spec: why for one in upstreams if (why := unbuilt(one, args.results))}
+    print(describe(upstreams, waiting, load, tasks(args), args.seeds, how))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Two upstreams task by task."""
+    from downstream import results, table
+
+    print(table.render(table.compare(args.a, args.b, results.load(args.results)), args.format))
+
+
+def list_(args: argparse.Namespace) -> None:
+    """Names with a line each."""
+    from downstream import base, corpora, heads, recipe  # noqa: F401
+    from merging import merge, methods  # noqa: F401
+    from upstream.base import UPSTREAMS
+
+    if args.what == "suites":
+        rows = [(path.name, ", ".join(recipe.suite(path.name))) for path in recipe.suites()]
+    else:
+        registry: Registry[Any] = {
+            "upstreams": UPSTREAMS, "tasks": base.TASKS, "corpora": base.CORPORA,
+            "heads": heads.HEADS, "methods": methods.METHODS,
+        }[args.what]  # fmt: skip
+        rows = [(name, registry.about(name)) for name in registry]
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
+
+
+def describe(args: argparse.Namespace) -> None:
+    """Layers, parameters, fingerprint, licence, source."""
+    from merging.names import load, request
+
+    found = load(request(args.upstream, Path("recipes/demo"), args.results))
+    facts = {
+        "upstream": args.upstream,
+        "hidden states": f"{found.num_layers} of {found.dim} values",
+        "frame": f"every {found.stride} samples ({1000 * found.stride / found.sample_rate:g} ms)",
+        "parameters": f"{sum(p.numel() for p in found.parameters()):,}",
+        "fingerprint": found.fingerprint(),
+        "licence": found.licence or "not stated",
+        "source": found.source or "not stated",
+    }
+    print("\n".join(f"{key:<14} {value}" for key, value in facts.items()))
+    card = Path(found.source) / "README.md"
+    if card.is_file():
+        print(f"\n{card.read_text()}")
+
+
+def check(args: argparse.Namespace) -> int:
+    """Promises of an upstream, kept or broken; or whether a recipe and its corpus can be used."""
+    if args.recipe:
+        from downstream import evaluate, recipe
+
+        prepared = evaluate.prepare(recipe.load(args.recipe), args.results)
+        for fold, split in prepared.splits.items():
+            print(fold or "corpus", {part: len(indices) for part, indices in split.items()})
+        return 0
+    from merging.names import load, request
+    from upstream.check import check as promises
+
+    rows = promises(load(request(args.upstream, Path("recipes/demo"), args.results)))
+    for row in rows:
+        print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
+    return 0 if all(row.kept for row in rows) else 1
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Stage 1."""
+    from merging.finetune import build_tuned
+
+    writable(args.results)
+    print(build_tuned(args.recipe, args.results, args.output))
+
+
+def merge(args: argparse.Namespace) -> None:
+    """Stage 2, written to a folder."""
+    from downstream.recipe import overrides
+    from merging.merge import MergeRecipe, load_recipe, write
+
+    writable(args.output)
+    params = overrides(args.set)
+    if args.recipe:
+        recipe = load_recipe(args.recipe, {f"params.{key}": params[key] for key in params})
+    elif args.base and args.tuned:
+        recipe = MergeRecipe("merge", args.base, args.tuned, args.method or "linear", params)
+    else:
+        raise UserError("merge: give a recipe, or --base and --tuned")
+    effective = write(recipe, args.recipe or Path(), args.output, args.results)
+    for module, alpha in effective.items():
+        print(f"  {module:<12} effective alpha {alpha:.4f}")
+    print(args.output)
+
+
+def export(args: argparse.Namespace) -> None:
+    """An encoder in another format."""
+    from merging import names
+
+    one = names.request(args.upstream, Path("recipes/demo"), args.results)
+    print(names.export(one, args.format, args.output))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line and exit code 2, an interruption 130."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        argv = ["run", *argv]
+    args = parser().parse_args(argv)
+    try:
+        command = globals()["list_" if args.command == "list" else args.command]
+        return int(command(args) or 0)
+    except UserError as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""Any corpus as a table of audio files: CSV, TSV or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from downstream.base import Example
+from downstream.corpora.common import absent, read_text
+from downstream.corpora.splits import split_by_rule
+from upstream.errors import UserError, near_miss
+
+SPEAKER, SPLIT = "speaker", "split"  # the columns that may be absent as long as none is asked for
+SPLIT_NAMES = {"train": "train", "test": "test", "dev": "dev", "valid": "dev", "validation": "dev"}
+
+
+class Row(NamedTuple):
+    """One record, and the line of the file where an editor shows it."""
+
+    line: int
+    cells: dict[str, str]
+
+
+def read(
+    root: Path,
+    target: str,
+    *,
+    file: str = "manifest.tsv",
+    path: str = "path",
+    id: str | None = None,
+    speaker: str = SPEAKER,
+    split: str | None = SPLIT,
+    start: str | None = None,
+    end: str | None = None,
+    dev: float | None = None,
+    test: float | None = None,
+    split_by: str = "row",
+    folds: int | None = None,
+) -> list[Example]:
+    """A table with one row per utterance; `target` is the column that the task learns.
+
+    `file` lies in `root` or is an absolute path: `.csv`, `.tsv` (no quoting, so that a JSON cell
+    stays as it is) or `.jsonl` (one object of plain values per line). `path`, `id`, `speaker`,
+    `split`, `start` and `end` are names of columns: audio paths relative to the table's folder,
+    start and end in seconds. Without `id`, the audio path without its suffix (and the part) is the
+    id. Without a column "speaker" each utterance counts as a speaker of its own; a column asked
+    for by another name must exist.
+
+    The split column holds train, dev (or valid, validation), test, or fold1, fold2, ... When there
+    is none, or with `split: null`, a rule makes the splits, the same ones on every machine: `dev`
+    and `test` are shares (0.1 = a tenth) of the rows or, with `split_by: speaker`, of the speakers;
+    `folds: 5` with `split_by: speaker` gives fold1 ... fold5 (see `splits.py`).
+
+    Raises UserError, with the line of the table, for whatever is missing, empty or doubled.
+    """
+    source = root / file
+    columns, rows = _table(source)
+    if split == SPLIT and SPLIT not in columns:
+        split = None
+    if split is not None and (dev, test, split_by, folds) != (None, None, "row", None):
+        raise UserError(
+            f"{source}: its column {split!r} gives the splits, and the recipe asks for a rule too; "
+            "drop dev, test, split_by and folds, or set `split: null` to leave the column out"
+        )
+    own_speaker = speaker == SPEAKER and SPEAKER not in columns
+    if own_speaker and split_by == "speaker":
+        raise UserError(
+            f"{source}: `split_by: speaker` needs a column of speakers; name it with `speaker` "
+            f"(columns: {', '.join(columns)})"
+        )
+    filled = [name for name in (path, target, id, split, None if own_speaker else speaker) if name]
+    _require(source, columns, [*filled, *(name for name in (start, end) if name)])
+
+    examples = []
+    for line, cells in rows:
+        where = f"{source}:{line}"
+        for name in filled:
+            if not cells[name]:
+                raise UserError(f"{where}: {name!r} is empty; fill it in or drop the row")
+        first, last = (_time(cells[name], name, where) if name else None for name in (start, end))
+        if last is not None and last <= (first or 0.0):
+            raise UserError(f"{where}: the part ends at {last:g} s, before it begins")
+        name = cells[id] if id else os.path.splitext(cells[path])[0] + _part(first, last)
+        examples.append(
+            Example(
+                id=name,
+                path=str(source.parent / cells[path]),
+                start=first,
+                end=last,
+                target=cells[target],
+                speaker=name if own_speaker else cells[speaker],
+                split=_split_name(cells[split], where) if split else "",
+            )
+        )
+    _check_rows(source, rows, examples, id)
+    if split is None:
+        try:
+            return split_by_rule(examples, dev=dev, test=test, split_by=split_by, folds=folds)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+    return examples
+
+
+def _require(source: Path, columns: list[str], wanted: list[str]) -> None:
+    for name in wanted:
+        if name not in columns:
+            hint = near_miss(name, columns)
+            there = "" if hint.startswith("; there is") else f" (columns: {', '.join(columns)})"
+            raise UserError(f"{source}: no column {name!r}{hint}{there}")
+
+
+def _check_rows(source: Path, rows: list[Row], examples: list[Example], id: str | None) -> None:
+    """What only shows when all rows are there: doubled ids, missing audio, two kinds of split."""
+    seen: dict[str, int] = {}
+    for row, example in zip(rows, examples):
+        if example.id in seen:
+            cure = "make it unique" if id else "name a column of unique ids with `id`"
+            raise UserError(
+                f"{source}:{row.line}: id {example.id!r} is already on line {seen[example.id]}; "
+                f"{cure}"
+            )
+        seen[example.id] = row.line
+    gone = absent([example.path for example in examples])
+    if gone:
+        raise UserError(
+            f"{source}:{rows[gone[0]].line}: no audio file {examples[gone[0]].path} "
+            f"({len(gone)} of {len(rows)} are missing); paths are relative to the table's folder"
+        )
+    kinds = {example.split.startswith("fold") for example in examples}
+    if len(kinds) == 2:
+        raise UserError(f"{source}: the splits are partly folds and partly train, dev and test")
+
+
+def _split_name(value: str, where: str) -> str:
+    if re.fullmatch(r"fold\w+", value):
+        return value
+    if value not in SPLIT_NAMES:
+        hint = near_miss(value, [*SPLIT_NAMES, "fold1"])
+        raise UserError(f"{where}: unknown split {value!r}{hint}")
+    return SPLIT_NAMES[value]
+
+
+def _part(first: float | None, last: float | None) -> str:
+    """What tells the utterances of one long recording apart."""
+    if first is None and last is None:
+        return ""
+    return f":{first or 0.0}-{'end' if last is None else last}"
+
+
+def _time(value: str, name: str, where: str) -> float | None:
+    """Seconds; an empty cell means from the beginning, or to the end."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"{where}: {name!r} is {value!r}, not a time in seconds")
+    return seconds
+
+
+def _table(source: Path) -> tuple[list[str], list[Row]]:
+    """Names of the columns, and the rows. Raises UserError."""
+    formats = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}
+    if source.suffix not in formats:
+        raise UserError(f"{source}: unknown kind of table{near_miss(source.suffix, formats)}")
+    rows = list(formats[source.suffix](source, read_text(source)))
+    if not rows:
+        raise UserError(f"{source}: holds no rows")
+    columns = list(dict.fromkeys(name for row in rows for name in row.cells))
+    # a JSON object may leave a column out: the same as an empty cell
+    return columns, [Row(row.line, dict.fromkeys(columns, "") | row.cells) for row in rows]
+
+
+def _csv(source: Path, text: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        yield from _records(source, ((reader.line_num, record) for record in reader))
+    except csv.Error as error:
+        raise UserError(f"{source}:{reader.line_num}: not valid CSV ({error})") from error
+
+
+def _tsv(source: Path, text: str) -> Iterator[Row]:
+    # by hand: str.splitlines would also break a line at U+2028, and csv would read quotes
+    lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
+    yield from _records(source, ((n, line.split("\t")) for n, line in lines))
+
+
+def _records(source: Path, records: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
+    """Rows from lists of fields, the first of which is the header."""
+    header: list[str] = []
+    for line, record in records:
+        fields = [field.strip() for field in record]
+        if not any(fields):
+            continue
+        if not header:
+            header = fields
+            doubled = [name for name in header if header.count(name) > 1]
+            if doubled:
+                raise UserError(f"{source}:{line}: two columns are named {doubled[0]!r}")
+        elif len(fields) != len(header):
+            raise UserError(
+                f"{source}:{line}: {len(fields)} fields, but the header has {len(header)} columns"
+            )
+        else:
+            yield Row(line, dict(zip(header, fields)))
+
+
+def _jsonl(source: Path, text: str) -> Iterator[Row]:
+    for line, record in enumerate(text.split("\n"), 1):
+        if not record.strip():
+            continue
+        try:
+            cells = json.loads(record)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{source}:{line}: not valid JSON ({error.msg})") from error
+        if not isinstance(cells, dict):
+            raise UserError(f"{source}:{line}: not an object of column names and values")
+        for name, value in cells.items():
+            if isinstance(value, (dict, list)):
+                raise UserError(
+                    f"{source}:{line}: {name!r} holds a {type(value).__name__}, not text"
+                )
+        yield Row(line, {k: "" if v is None else str(v).strip() for k, v in cells.items()})

@@ -1,0 +1,309 @@
+"""Speech that eSpeak NG makes here: a corpus anybody can have in two minutes, licence-free.
+
+Not a stand-in for real speech: it exists so that the whole benchmark runs from a fresh clone. The
+voices are rule-based, and so is the prosody: four rule sets, *not* emotions.
+
+| part      | serves | target              | speakers (train/dev/test) | utterances        |
+|-----------|--------|---------------------|---------------------------|-------------------|
+| sentences | PR, ER | phones, prosody, text | 65 / 20 / 52, disjoint  | 1,300/200/1,040   |
+| speakers  | SID    | speaker             | the same 60 in each       | 1,200/180/1,080   |
+| digits    | ASR    | text                | 60 / 15 / 40, disjoint    | 900/150/400       |
+| pretrain  | -      | text                | 480, train only           | 7,200, about 10 h |
+
+A speaker is an accent and a voice variant of the engine, with a pitch, a range, a rate and a
+vocal-tract scale of its own. No accent-and-variant pair serves two parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from downstream.base import Example
+from downstream.corpora.speak import Line, engine
+from upstream.errors import UserError, near_miss
+
+T = TypeVar("T")
+
+VERSION = 1  # raise it when the same plan would sound different: old folders are then left alone
+SHARD = 120  # utterances per engine process, the unit of resuming
+
+ACCENTS = "en en-us en-us-nyc en-029 en-gb-scotland en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd"
+VARIANTS = """Alex Andrea Andy Annie Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Mario
+    Michael Mike Nguyen Reed RicishayMax RicishayMax2 RicishayMax3 Storm adam anika announcer
+    antonio aunty belinda benjamin boris caleb david ed edward edward2 f1 f4 grandma
+    grandpa gustave ian iven2 iven3 iven4 john kaukovalta linda m1 m2 m3 m4 m5 m6 m7 m8 marcelo
+    max michel miguel mike2 norbert pablo paul pedro quincy rob robert shelby steph steph2
+    steph3 travis zac"""
+
+# the grammar: 107 words
+WORDS = {
+    "name": "anna peter maria george helen oscar julia victor",
+    "the": "the a this every that",
+    "noun": """dog ship river teacher window garden horse letter castle doctor bridge child fox
+        lake mountain village flower engine king table forest bird queen machine paper boat
+        onion orange judge pie thumb shoe""",
+    "adj": """old young green quiet bright heavy gentle royal strange small golden deep angry
+        cheap huge thick loud smooth early brave""",
+    "verb": """found watched carried followed painted moved called opened heard visited joined
+        pushed chose measured washed sold fixed thanked drew lost""",
+    "adv": "today again slowly outside together never there yesterday often alone",
+    "prep": "near behind above under beyond with from through without before across along",
+}
+PATTERNS = (
+    "the noun verb the noun",
+    "name verb the adj noun",
+    "the adj noun verb name adv",
+    "name verb the noun adv",
+    "the noun verb prep the noun",
+    "adv name verb the noun",
+)
+DIGITS = "zero one two three four five six seven eight nine"
+ONSETS = "b d f g h j k l m n p r s t v w z ch sh th br dr fl gr kl pl sk sp st tr".split()
+NUCLEI = "a e i o u ee oo ai oa ow oy ar er or".split()
+CODAS = ["", "", "", *"b d g k l m n p s t z sh ch th ng nd nt st lk mp".split()]
+
+
+class Prosody(NamedTuple):
+    """A rule set, relative to the speaker: factors, and dB for tilt and gain."""
+
+    pitch: float
+    range: float
+    rate: float
+    tilt: float
+    gain: float
+
+
+PROSODY = {
+    "flat": Prosody(0.95, 0.35, 1.0, 0, 0),
+    "lively": Prosody(1.2, 1.6, 1.05, 1, 1),
+    "slow-low": Prosody(0.75, 0.8, 0.84, -4, -2),
+    "fast-loud": Prosody(1.1, 1.0, 1.2, 4, 2),
+}
+
+
+class Part(NamedTuple):
+    speakers: dict[str, int]  # per split; one number under "all": the same speakers in each split
+    each: dict[str, int]  # utterances per speaker and split
+    targets: tuple[str, ...]
+    pairs: slice  # of the shuffled accent-and-variant pairs: parts share none
+
+
+PARTS = {
+    "sentences": Part(
+        {"train": 65, "dev": 20, "test": 52},
+        {"train": 20, "dev": 10, "test": 20},
+        ("phones", "prosody", "text"),
+        slice(0, 137),
+    ),
+    "speakers": Part(
+        {"all": 60}, {"train": 20, "dev": 3, "test": 18}, ("speaker",), slice(137, 197)
+    ),
+    "digits": Part(
+        {"train": 60, "dev": 15, "test": 40},
+        {"train": 15, "dev": 10, "test": 10},
+        ("text",),
+        slice(197, 312),
+    ),
+    "pretrain": Part({"train": 480}, {"train": 15}, ("text",), slice(312, None)),
+}
+
+
+class Speaker(NamedTuple):
+    name: str
+    voice: str
+    pitch: float
+    range: float
+    rate: float
+    tract: float
+
+
+class Planned(NamedTuple):
+    """An utterance before it is spoken."""
+
+    id: str
+    split: str
+    speaker: str
+    prosody: str
+    line: Line
+
+
+def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """One of `items`; what rng.choice does, less the conversion of the list to an array."""
+    return items[rng.integers(len(items))]
+
+
+def word(rng: np.random.Generator, kind: str) -> str:
+    return pick(rng, WORDS[kind].split())
+
+
+def sentence(rng: np.random.Generator) -> str:
+    """Four to six words of the 107-word grammar."""
+    return " ".join(word(rng, kind) for kind in pick(rng, PATTERNS).split())
+
+
+def digits(rng: np.random.Generator) -> str:
+    """Two to four digits, as words."""
+    return " ".join(rng.choice(DIGITS.split(), rng.integers(2, 5)))
+
+
+def babble(rng: np.random.Generator) -> str:
+    """Seven words, four of them invented, for the sounds and pairs of sounds the grammar lacks."""
+
+    def syllable() -> str:
+        return "".join(pick(rng, part) for part in (ONSETS, NUCLEI, CODAS))
+
+    words = ["".join(syllable() for _ in range(rng.integers(1, 4))) for _ in range(4)]
+    words += [word(rng, kind) for kind in ("the", "prep", "noun")]
+    return " ".join(rng.permutation(words))
+
+
+def text_for(part: str, rng: np.random.Generator) -> str:
+    """What is said in one utterance of `part`."""
+    if part == "digits":
+        return digits(rng)
+    if part == "pretrain":
+        makers = rng.choice([sentence, digits, babble], 2, p=[0.3, 0.1, 0.6])
+        return ", ".join(maker(rng) for maker in makers)
+    return sentence(rng)
+
+
+def cast(part: str, seed: int, scale: float) -> Iterator[tuple[Speaker, dict[str, int]]]:
+    """The speakers of `part`, each with its number of utterances per split."""
+    pairs = [f"{accent}+{variant}" for accent in ACCENTS.split() for variant in VARIANTS.split()]
+    voices = list(np.random.default_rng(seed).permutation(pairs)[PARTS[part].pairs])
+    rng = np.random.default_rng([seed, len(part), *part.encode()])
+    index = 0
+    for split, count in PARTS[part].speakers.items():
+        each = PARTS[part].each if split == "all" else {split: PARTS[part].each[split]}
+        for _ in range(max(2, round(count * scale))):
+            pitch, range_, rate, tract = rng.uniform([25, 30, 150, 0.88], [75, 70, 195, 1.14])
+            voice = str(voices[index % len(voices)])
+            yield Speaker(f"{part}-{index:03d}", voice, pitch, range_, rate, tract), each
+            index += 1
+
+
+def plan(part: str, seed: int = 0, scale: float = 1.0) -> list[Planned]:
+    """Every utterance of `part`, decided before any is spoken: a pure function of its arguments."""
+    planned = []
+    for who, (speaker, each) in enumerate(cast(part, seed, scale)):
+        for split, count in each.items():
+            for index in range(count):
+                stream = [seed, *part.encode(), who, *split.encode(), index]
+                rng = np.random.default_rng(stream)
+                style = pick(rng, list(PROSODY))
+                rule = PROSODY[style]
+                pitch, range_, rate = np.exp(rng.normal(0, [0.14, 0.35, 0.09]))
+                line = Line(
+                    path=f"{speaker.name}-{split}-{index:03d}.flac",
+                    text=text_for(part, rng),
+                    voice=speaker.voice,
+                    pitch=float(np.clip(speaker.pitch * rule.pitch * pitch, 0, 99)),
+                    range=float(np.clip(speaker.range * rule.range * range_, 0, 99)),
+                    rate=float(speaker.rate * rule.rate * rate),
+                    tract=speaker.tract,
+                    tilt=rule.tilt + rng.normal(0, 3),
+                    gain=rule.gain + rng.uniform(-4, 4),
+                    seed=stream,
+                )
+                planned.append(Planned(Path(line.path).stem, split, speaker.name, style, line))
+    return planned
+
+
+def _speak(folder: Path, shard: list[Planned], marker: Path) -> int:
+    """Record one shard in a fresh engine process; `marker` (its rows) is written last."""
+    lines = [item.line._replace(path=str(folder / item.line.path)) for item in shard]
+    done = subprocess.run(
+        [sys.executable, "-m", "downstream.corpora.speak"],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+    )
+    if done.returncode != 0:
+        raise UserError(f"eSpeak NG failed in {folder}: {done.stderr.strip().splitlines()[-1]}")
+    temporary = marker.with_suffix(f".{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        for item, phones in zip(shard, json.loads(done.stdout)):
+            row = {
+                "id": item.id,
+                "path": item.line.path,
+                "split": item.split,
+                "speaker": item.speaker,
+                "prosody": item.prosody,
+                "text": item.line.text.upper(),
+                "phones": " ".join(phones),
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    temporary.rename(marker)
+    return len(shard)
+
+
+def generate(root: Path, part: str, seed: int = 0, scale: float = 1.0) -> list[Path]:
+    """Speak whatever of `part` is not there yet; return its shards' row files, in order.
+
+    The folder's name holds a hash of the plan, so another seed, scale or grammar never mixes with
+    what is there. Killed half-way, the same call goes on at the first missing shard.
+    """
+    planned = plan(part, seed, scale)
+    digest = hashlib.sha256(json.dumps([VERSION, SHARD, planned]).encode()).hexdigest()[:8]
+    folder = Path(root).absolute() / f"{part}-{digest}"
+    shards = [planned[start : start + SHARD] for start in range(0, len(planned), SHARD)]
+    markers = [folder / f"{index:04d}.jsonl" for index in range(len(shards))]
+    missing = [index for index, marker in enumerate(markers) if not marker.exists()]
+    if not missing:
+        return markers
+    engine()  # a missing engine is reported here, once, and not by every worker
+    folder.mkdir(parents=True, exist_ok=True)
+    done = len(planned) - sum(len(shards[index]) for index in missing)
+    terminal = sys.stderr.isatty()
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(
+            total=len(planned), initial=done, desc=f"speaking {part}", disable=not terminal
+        ) as bar,
+    ):
+        jobs = [pool.submit(_speak, folder, shards[i], markers[i]) for i in missing]
+        try:
+            for number, job in enumerate(as_completed(jobs), 1):
+                bar.update(job.result())
+                if not terminal and (number % 10 == 0 or number == len(jobs)):
+                    print(f"speaking {part}: shard {number} of {len(jobs)}", file=sys.stderr)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return markers
+
+
+def read(root: Path, target: str, *, part: str, seed: int = 0, scale: float = 1.0) -> list[Example]:
+    """The utterances of one `part`, spoken under `root` on first use (see the table above).
+
+    `target` is one of the part's targets; `scale` multiplies the number of speakers per split
+    (never below 2). Audio is 16 kHz 16-bit mono FLAC. Raises UserError for an unknown part or
+    target, or without the engine.
+    """
+    if part not in PARTS:
+        raise UserError(f"the synthetic corpus has no part {part!r}{near_miss(part, PARTS)}")
+    targets = PARTS[part].targets
+    if target not in targets:
+        raise UserError(f"part {part!r} has no target {target!r}{near_miss(target, targets)}")
+    examples = []
+    for marker in generate(root, part, seed, scale):
+        for text in marker.read_text(encoding="utf-8").splitlines():
+            row = json.loads(text)
+            path = str(marker.parent / row["path"])
+            examples.append(
+                Example(row["id"], path, None, None, row[target], row["speaker"], row["split"])
+            )
+    return examples

@@ -1,0 +1,190 @@
+"""From an upstream and a recipe to finished cells: extract once, then train and test heads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from downstream import er
+from downstream.base import Example, Labels
+from downstream.metrics import METRICS, score
+from downstream.recipe import Recipe, examples
+from downstream.results import Cell, Prediction, Score, finished, provenance, save
+from downstream.train import Data, fit, predict
+from upstream import audio, cache
+from upstream.cache import Clip, Features
+from upstream.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its corpus read: what to extract, and which indices train, select and test."""
+
+    recipe: Recipe
+    ids: list[str]
+    speakers: list[str]
+    targets: list[str]
+    clips: list[Clip]
+    splits: dict[str, dict[str, list[int]]]  # fold ("" if there are none) -> train, dev, test
+    revision: str  # 12 hex digits over recipe, targets, splits and audio sizes
+
+    def place(self, results: Path, fingerprint: str) -> Path:
+        """Where the features of these clips are kept."""
+        return results / "cache" / fingerprint / cache.key(self.clips)
+
+
+class Identity(NamedTuple):
+    """An upstream as tables and folders show it."""
+
+    name: str
+    fingerprint: str
+    source: str
+
+
+def prepare(recipe: Recipe, results: Path) -> Prepared:
+    """Read the recipe's corpus and fix splits and crops. Raises UserError for an unusable one."""
+    items = examples(recipe, results)
+    if recipe.folds:
+        splits = er.folds(items)
+    else:
+        parts = ("train", "dev", "test")
+        splits = {"": {p: [i for i, e in enumerate(items) if e.split == p] for p in parts}}
+    for fold, split in splits.items():
+        for part, indices in split.items():
+            if not indices:
+                where = f"fold {fold}: " if fold else ""
+                raise UserError(f"{recipe.path}: corpus: {where}no utterances in split {part!r}")
+    clips = [Clip(e.path, e.start, e.end) for e in items]
+    if recipe.crop:
+        items, clips, splits = _cropped(recipe, items, clips, splits)
+    digest = hashlib.sha256(recipe.hash.encode())
+    for e, clip in zip(items, clips):
+        digest.update(f"{e.id} {e.target} {e.split} {clip[1:]} {_size(e.path)}\n".encode())
+    return Prepared(
+        recipe=recipe,
+        ids=[e.id for e in items],
+        speakers=[e.speaker for e in items],
+        targets=[e.target for e in items],
+        clips=clips,
+        splits=splits,
+        revision=digest.hexdigest()[:12],
+    )
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise UserError(f"{path}: no such audio file") from error
+
+
+def _cropped(
+    recipe: Recipe,
+    items: list[Example],
+    clips: list[Clip],
+    splits: dict[str, dict[str, list[int]]],
+) -> tuple[list[Example], list[Clip], dict[str, dict[str, list[int]]]]:
+    """Long training utterances are replaced by windows at places drawn from the crop's seed."""
+    crop = recipe.crop
+    assert crop is not None
+    generator = torch.Generator().manual_seed(crop.seed)
+    items, clips = list(items), list(clips)
+    windows: dict[int, list[int]] = {}
+    for i in sorted({i for split in splits.values() for i in split["train"]}):
+        length = audio.seconds(*clips[i])
+        if length <= crop.seconds:
+            windows[i] = [i]
+            continue
+        first = items[i].start or 0.0
+        windows[i] = list(range(len(items), len(items) + crop.per_utterance))
+        for place in torch.rand(crop.per_utterance, generator=generator).tolist():
+            start = first + place * (length - crop.seconds)
+            items.append(items[i])
+            clips.append(Clip(items[i].path, start, start + crop.seconds))
+    splits = {
+        fold: {**split, "train": [j for i in split["train"] for j in windows[i]]}
+        for fold, split in splits.items()
+    }
+    return items, clips, splits
+
+
+def cell(identity: Identity, prepared: Prepared, seed: int) -> Cell:
+    """The unit that is computed, stored, resumed and compared."""
+    recipe = prepared.recipe
+    names = (identity.name, identity.fingerprint, recipe.suite, recipe.name)
+    return Cell(*names, prepared.revision, seed)
+
+
+def run(
+    identity: Identity,
+    prepared: Prepared,
+    seed: int,
+    features: Features,
+    results: Path,
+    device: str = "cpu",
+) -> Score:
+    """Train, select and test the heads of one cell (of every fold) and save it."""
+    begun = time.monotonic()
+    recipe = prepared.recipe
+    task = recipe.kind_of_task()
+    metric = METRICS[task.metric]
+    folder = cell(identity, prepared, seed).folder(results)
+    predictions: list[Prediction] = []
+    scores: list[float] = []
+    lr: dict[str, float] = {}
+    dev: dict[str, dict[str, float]] = {}
+    for fold, split in prepared.splits.items():
+        labels = task.labels(recipe.tokens, [prepared.targets[i] for i in split["train"]])
+        _require_known(prepared, labels, split)
+        data = Data(features, prepared.targets, labels)
+        what = f"{identity.name} {recipe.name}{fold and ' ' + fold} seed {seed}"
+        state = folder / f"state{fold and '-' + fold}.pt"
+        fitted = fit(recipe, data, split, seed=seed, device=device, state=state, what=what)
+        errors = total = 0.0
+        for i, hypothesis in zip(split["test"], predict(fitted.head, data, split["test"])):
+            count = metric.count(prepared.targets[i], hypothesis)
+            errors, total = errors + count.errors, total + count.total
+            who = (prepared.ids[i], prepared.speakers[i])
+            predictions.append(Prediction(*who, prepared.targets[i], hypothesis, *count, fold))
+        scores.append(score(metric, errors, total))
+        lr[fold], dev[fold] = fitted.lr, fitted.dev
+    result = Score(
+        metric=task.metric,
+        better=metric.better,
+        score=sum(scores) / len(scores),
+        lr=lr,
+        dev=dev,
+        n=len(predictions),
+        speakers=len({p.speaker for p in predictions}),
+        steps=recipe.train.steps,
+        seconds=time.monotonic() - begun,
+        device=device,
+        recipe=recipe.as_dict(),
+        source=identity.source,
+        **provenance(),
+    )
+    save(results, cell(identity, prepared, seed), result, predictions)
+    for state in folder.glob("state*.pt"):
+        state.unlink()
+    return result
+
+
+def _require_known(prepared: Prepared, labels: Labels, split: dict[str, list[int]]) -> None:
+    """A target that the labels cannot express is an error before any training."""
+    for part in ("train", "dev", "test"):
+        for i in split[part]:
+            try:
+                labels.encode(prepared.targets[i])
+            except UserError as error:
+                raise UserError(f"{prepared.recipe.path}: {prepared.ids[i]}: {error}") from error
+
+
+def missing(identity: Identity, prepared: Prepared, seeds: int, results: Path) -> list[int]:
+    """Seeds whose cell is not finished."""
+    return [s for s in range(seeds) if not finished(results, cell(identity, prepared, s))]

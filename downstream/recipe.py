@@ -1,0 +1,166 @@
+"""A task recipe: one YAML file that fixes everything about one task."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+import downstream.corpora  # noqa: F401 - registers the readers
+from downstream.base import CORPORA, TASKS, Example, Task
+from downstream.heads import HEADS
+from downstream.lexicon import to_phones
+from upstream.errors import UserError, near_miss
+from upstream.schema import bind, build, expand, read_yaml
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Train:
+    """How the heads are trained (s3prl's `config.runner` and `optimizer`)."""
+
+    steps: int
+    batch: int
+    lr: list[float]  # every one is trained; the best on dev is tested
+    eval_every: int
+    accumulate: int = 1
+    clip: float = 1.0
+    seeds: int = 1
+    optimizer: Literal["Adam", "AdamW"] = "Adam"
+    specaug: bool = False
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Training crops of long utterances: `per_utterance` windows at random places fixed by `seed`.
+
+    s3prl draws a new 8-second window each time (SID); a fixed set can be extracted once.
+    """
+
+    seconds: float
+    per_utterance: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One task of a suite, named like its file; `corpus` and `head` are checked by signature."""
+
+    kind: Literal["task"]
+    task: str
+    corpus: dict[str, Any]
+    train: Train
+    head: dict[str, Any] = field(default_factory=dict)
+    tokens: Literal["superb", "train"] = "train"
+    lexicon: list[str] = field(default_factory=list)
+    folds: bool = False
+    crop: Crop | None = None
+    expect: dict[str, float] = field(default_factory=dict)  # upstream -> the published score
+    name: str = ""
+    suite: str = ""
+    path: str = ""
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits over all that can change a score; not the seeds, roots or file names."""
+        data = dataclasses.asdict(self)
+        for key in ("name", "suite", "path", "expect"):
+            data.pop(key)
+        data["train"].pop("seeds")
+        data["corpus"].pop("root", None)
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+    def kind_of_task(self) -> Task:
+        return TASKS[self.task]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as plain values, for score.json."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "path"}
+
+
+def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read and check a task recipe, its corpus options and head options. Raises UserError."""
+    data = read_yaml(path, overrides)
+    recipe = build(Recipe, {**data, "name": path.stem, "suite": path.parent.name}, str(path))
+    recipe = dataclasses.replace(recipe, path=str(path))
+    task = recipe.kind_of_task()
+    corpus = {k: v for k, v in recipe.corpus.items() if k != "name"}
+    if "name" not in recipe.corpus:
+        raise UserError(f"{path}: corpus: missing key 'name'{near_miss('', CORPORA)}")
+    bind(CORPORA[recipe.corpus["name"]], corpus, f"{path}: corpus")
+    bind(HEADS[task.head], recipe.head, f"{path}: head", given=("layers", "dim", "classes"))
+    for key in ("steps", "batch", "eval_every", "accumulate", "seeds"):
+        if getattr(recipe.train, key) < 1:
+            raise UserError(f"{path}: train: {key} must be at least 1")
+    if not recipe.train.lr or any(not 0 < lr < 100 for lr in recipe.train.lr):
+        raise UserError(f"{path}: train: lr must be a list of positive numbers")
+    return recipe
+
+
+def examples(recipe: Recipe, results: Path) -> list[Example]:
+    """The recipe's corpus, targets in the task's form (phones looked up where a lexicon is given).
+
+    `$RESULTS` in `root` is the results folder, where made-up corpora live; `$RECIPE` in `lexicon`
+    is the recipe's own folder.
+    """
+    where = f"{recipe.path}: corpus"
+    options = {k: v for k, v in recipe.corpus.items() if k not in ("name", "root")}
+    root = expand(recipe.corpus["root"], f"{where}: root", RESULTS=str(results))
+    reader = CORPORA[recipe.corpus["name"]]
+    items = reader(root, **bind(reader, options, where, given=("root",)))
+    if not items:
+        raise UserError(f"{where}: no utterances in {root}")
+    if recipe.lexicon:
+        beside = str(Path(recipe.path).parent)
+        where = f"{recipe.path}: lexicon"
+        lexicons = [expand(path, where, RECIPE=beside) for path in recipe.lexicon]
+        items = to_phones(items, lexicons)
+    return items
+
+
+def suites() -> list[Path]:
+    """The folders under recipes/ that hold task recipes."""
+    return sorted(p for p in RECIPES.iterdir() if p.is_dir() and _tasks(p))
+
+
+def suite_folder(name: str) -> Path:
+    """The folder of a suite: a name under recipes/, or any folder. Raises UserError."""
+    folder = Path(name) if Path(name).is_dir() else RECIPES / name
+    if not folder.is_dir():
+        raise UserError(f"unknown suite {name!r}{near_miss(name, [p.name for p in suites()])}")
+    return folder
+
+
+def suite(name: str) -> dict[str, Path]:
+    """Task recipes of a suite: task name -> file."""
+    folder = suite_folder(name)
+    found = _tasks(folder)
+    if not found:
+        raise UserError(f"suite {folder}: holds no task recipe (a YAML file with kind: task)")
+    return found
+
+
+def _tasks(folder: Path) -> dict[str, Path]:
+    paths = sorted(folder.glob("*.yaml"))
+    return {p.stem: p for p in paths if read_yaml(p).get("kind", "task") == "task"}
+
+
+def overrides(items: Sequence[str]) -> dict[str, Any]:
+    """`["train.steps=500"]` as a mapping with YAML values. Raises UserError."""
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {item}: must be KEY=VALUE, for example train.steps=500")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {item}: {value!r} is not a YAML value") from error
+    return found

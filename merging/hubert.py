@@ -1,0 +1,77 @@
+"""HuBERT at any size: a new one, its Transformer alone, and the folder it is saved in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+KERNELS, STRIDES = [10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]  # as published: 320 x
+
+
+@dataclass(frozen=True)
+class Position:
+    kernel: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Model:
+    hidden: int
+    layers: int
+    heads: int
+    feed_forward: int
+    conv: list[int]  # channels of the 7 stem layers
+    position: Position
+
+
+def new_model(model: Model) -> HubertModel:
+    """A HubertModel of that size, in the published layout, randomly initialised."""
+    return HubertModel(
+        HubertConfig(
+            hidden_size=model.hidden,
+            num_hidden_layers=model.layers,
+            num_attention_heads=model.heads,
+            intermediate_size=model.feed_forward,
+            conv_dim=model.conv,
+            conv_kernel=KERNELS,
+            conv_stride=STRIDES,
+            conv_bias=False,
+            feat_extract_norm="group",
+            num_conv_pos_embeddings=model.position.kernel,
+            num_conv_pos_embedding_groups=model.position.groups,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            feat_proj_dropout=0.0,
+            final_dropout=0.0,
+            layerdrop=0.0,
+        )
+    )
+
+
+def encode(model: HubertModel, stem: Tensor, mask: Tensor, depth: int | None = None) -> Tensor:
+    """Stem outputs [B, T, C], frames to hide [B, T] -> hidden states [B, T, D] at `depth`."""
+    hidden = model.feature_projection(stem)
+    hidden = torch.where(mask[..., None], model.masked_spec_embed, hidden)
+    encoder = model.encoder
+    hidden = encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))
+    for layer in encoder.layers[:depth]:
+        hidden = layer(hidden)
+    return hidden
+
+
+def save(model: HubertModel, folder: Path) -> None:
+    """An ordinary transformers folder, weights in float16 (loaded back as float32)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
+    config = model.config.to_diff_dict() | {"architectures": ["HubertModel"], "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)

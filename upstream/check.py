@@ -1,0 +1,203 @@
+"""The promises that every upstream keeps, by name; `benchmark.py check` runs them on yours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from upstream.audio import pad
+from upstream.base import SAMPLE_RATE, Hidden, Upstream
+
+LENGTHS = (16_000, 9_001, 5_333)  # samples; none a multiple of a usual stride but the first
+FRAMES_OFF = 5  # s3prl's tolerance between the frames promised by the stride and those that come
+CLOSE = 1e-4  # largest difference, relative to the largest feature, that rounding explains
+
+
+class Promise(NamedTuple):
+    """One promise, whether it was kept, and one line on what was seen."""
+
+    name: str
+    kept: bool
+    evidence: str
+
+
+Seen = tuple[bool, str]
+PROMISES: dict[str, Callable[[Upstream], Seen]] = {}
+
+
+def check(upstream: Upstream) -> list[Promise]:
+    """Run every promise on `upstream`. An exception inside one breaks that one only."""
+    results = []
+    for name, test in PROMISES.items():
+        try:
+            kept, evidence = test(upstream)
+        except Exception as error:  # whatever a user's class raises is evidence against it
+            kept, evidence = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        results.append(Promise(name, kept, evidence))
+    return results
+
+
+def _promise(name: str) -> Callable[[Callable[[Upstream], Seen]], Callable[[Upstream], Seen]]:
+    def add(test: Callable[[Upstream], Seen]) -> Callable[[Upstream], Seen]:
+        PROMISES[name] = test
+        return test
+
+    return add
+
+
+def _waves(*lengths: int) -> list[Tensor]:
+    """Noise that swells and fades, the same on every call."""
+    generator = torch.Generator().manual_seed(0)
+    waves = [torch.randn(n, generator=generator) for n in lengths]
+    return [0.1 * wave * torch.hann_window(len(wave), periodic=False) + 0.01 for wave in waves]
+
+
+def _batch(upstream: Upstream, waves: list[Tensor], spare: int = 0) -> tuple[Tensor, Tensor]:
+    """The waves, padded `spare` samples beyond the longest, and their lengths, on its device."""
+    tensors = [*upstream.parameters(), *upstream.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    wavs, lens = pad(waves)
+    return torch.nn.functional.pad(wavs, (0, spare)).to(device), lens.to(device)
+
+
+def _run(upstream: Upstream, waves: list[Tensor], spare: int = 0) -> Hidden:
+    with torch.inference_mode():
+        hidden = upstream(*_batch(upstream, waves, spare))
+    return Hidden(hidden.layers.cpu(), hidden.lens.cpu())
+
+
+@_promise("shape")
+def _shape(upstream: Upstream) -> Seen:
+    layers, lens = _run(upstream, _waves(*LENGTHS))
+    fits = layers.dim() == 4 and layers.shape[:2] == (upstream.num_layers, len(LENGTHS))
+    fits = fits and layers.shape[3] == upstream.dim and lens.shape == (len(LENGTHS),)
+    promised = f"[{upstream.num_layers}, {len(LENGTHS)}, T, {upstream.dim}]"
+    return fits, f"layers {list(layers.shape)}, promised {promised}; lens {list(lens.shape)}"
+
+
+@_promise("dtype")
+def _dtype(upstream: Upstream) -> Seen:
+    layers, lens = _run(upstream, _waves(*LENGTHS))
+    return (layers.dtype, lens.dtype) == (
+        torch.float32,
+        torch.int64,
+    ), f"{layers.dtype}, {lens.dtype}"
+
+
+@_promise("frame count")
+def _frame_count(upstream: Upstream) -> Seen:
+    """As many frames as the stride says, and the same number for every further second."""
+    seconds = [1, 2, 4]
+    found = [_run(upstream, _waves(n * SAMPLE_RATE)).layers.shape[2] for n in seconds]
+    due = [n * SAMPLE_RATE / upstream.stride for n in seconds]
+    near = all(abs(frames - want) < FRAMES_OFF for frames, want in zip(found, due))
+    steps = [(found[i + 1] - found[i]) - (due[i + 1] - due[i]) for i in range(2)]
+    evidence = f"{found} frames in {seconds} s at a stride of {upstream.stride} samples"
+    return near and all(abs(step) <= 1 for step in steps), evidence
+
+
+@_promise("lengths")
+def _lengths(upstream: Upstream) -> Seen:
+    layers, lens = _run(upstream, _waves(*LENGTHS))
+    longest = layers.shape[2]
+    kept = int(lens.min()) >= 1 and int(lens.max()) <= longest
+    off = [abs(n - size / upstream.stride) for n, size in zip(lens.tolist(), LENGTHS)]
+    return kept and max(off) < FRAMES_OFF, f"lens {lens.tolist()} of {longest} frames"
+
+
+@_promise("finite")
+def _finite(upstream: Upstream) -> Seen:
+    layers = _run(upstream, _waves(*LENGTHS)).layers
+    bad = int((~torch.isfinite(layers)).sum())
+    return bad == 0, f"{bad} of {layers.numel()} values are NaN or infinite"
+
+
+@_promise("silence")
+def _silence(upstream: Upstream) -> Seen:
+    layers = _run(upstream, [torch.zeros(SAMPLE_RATE), *_waves(SAMPLE_RATE)]).layers
+    bad = int((~torch.isfinite(layers)).sum())
+    return bad == 0, f"{bad} NaN or infinite values in a second of zeros"
+
+
+@_promise("very short input")
+def _short(upstream: Upstream) -> Seen:
+    layers, lens = _run(upstream, _waves(10))
+    finite = bool(torch.isfinite(layers).all())
+    kept = finite and 1 <= int(lens[0]) <= layers.shape[2]
+    return kept, f"{int(lens[0])} frame(s) from 10 samples, {'' if finite else 'not '}finite"
+
+
+@_promise("determinism")
+def _determinism(upstream: Upstream) -> Seen:
+    first, second = (_run(upstream, _waves(*LENGTHS)).layers for _ in range(2))
+    gap = float((first - second).abs().max())
+    return gap == 0, f"two runs differ by {gap:.1e}"
+
+
+@_promise("eval mode")
+def _eval_mode(upstream: Upstream) -> Seen:
+    training = [name or "itself" for name, module in upstream.named_modules() if module.training]
+    return (
+        not training,
+        f"{len(training)} modules in training mode {' '.join(training[:2])}".strip(),
+    )
+
+
+@_promise("padding has no say")
+def _padding(upstream: Upstream) -> Seen:
+    """Neither the company of longer utterances nor spare zeros change an utterance."""
+    waves = _waves(*LENGTHS)
+    batch = _run(upstream, waves, spare=3_000)
+    gap, size = 0.0, 1e-12
+    for i, wave in enumerate(waves):
+        alone, n = _run(upstream, [wave]), int(batch.lens[i])
+        if n != int(alone.lens[0]):
+            return False, f"{n} frames in a batch, {int(alone.lens[0])} alone ({len(wave)} samples)"
+        gap = max(gap, float((alone.layers[:, 0, :n] - batch.layers[:, i, :n]).abs().max()))
+        size = max(size, float(alone.layers.abs().max()))
+    return gap <= CLOSE * max(
+        1.0, size
+    ), f"alone and padded differ by {gap:.1e} of up to {size:.2g}"
+
+
+@_promise("input untouched")
+def _untouched(upstream: Upstream) -> Seen:
+    wavs, lens = _batch(upstream, _waves(*LENGTHS))
+    before = wavs.clone(), lens.clone()
+    with torch.inference_mode():
+        upstream(wavs, lens)
+    kept = torch.equal(before[0], wavs) and torch.equal(before[1], lens)
+    return kept, f"the caller's waves and lengths {'stay' if kept else 'do not stay'} as they were"
+
+
+@_promise("no gradient")
+def _no_gradient(upstream: Upstream) -> Seen:
+    with torch.no_grad():
+        layers = upstream(*_batch(upstream, _waves(LENGTHS[0]))).layers
+    held = [name for name, value in upstream.named_parameters() if value.grad is not None]
+    evidence = f"output {'keeps' if layers.requires_grad else 'without'} a graph under no_grad"
+    return (
+        not layers.requires_grad and not held,
+        f"{evidence}, {len(held)} parameters hold gradients",
+    )
+
+
+@_promise("fingerprint")
+def _fingerprint(upstream: Upstream) -> Seen:
+    """The same twice; another one as soon as any weight changes."""
+    first, again = upstream.fingerprint(), upstream.fingerprint()
+    if first != again or not re.fullmatch("[0-9a-f]{12}", first):
+        return False, f"{first}, then {again}; 12 hex digits that stay are due"
+    weight = next((value for value in upstream.parameters() if value.numel()), None)
+    if weight is None:
+        return True, f"{first}; no weights"
+    held = weight.detach().clone()
+    with torch.no_grad():
+        weight.view(-1)[0] += 1
+        changed = upstream.fingerprint()
+        weight.copy_(held)
+    return changed != first, f"{first}; {changed} after one weight changed"

@@ -1,0 +1,31 @@
+"""Progress for long work: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+QUIET_SECONDS = 20.0
+
+
+def progress(
+    items: Iterable[T], what: str, total: int | None = None, initial: int = 0
+) -> Iterator[T]:
+    """Iterate over `items`, telling stderr how far it is."""
+    if total is None:
+        total = len(items) + initial if hasattr(items, "__len__") else None  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, initial=initial, leave=False)
+        return
+    begun = told = time.monotonic()
+    for done, item in enumerate(items, initial):
+        now = time.monotonic()
+        if now - told > QUIET_SECONDS:
+            told = now
+            print(f"{what}: {done}/{total or '?'} after {now - begun:.0f} s", file=sys.stderr)
+        yield item
