@@ -167,8 +167,12 @@ def run(args: argparse.Namespace) -> None:
     jobs.run_all(jobs.extract, load, work.passes, how, "passes")
     jobs.run_all(jobs.compute, load, work.cells, how, "cells")
     everything = load_results(args.results)
-    names, revisions = {u.spec for u in upstreams}, {task.revision for task in prepared}
-    mine = [r for r in everything if r.cell.upstream in names and r.cell.recipe in revisions]
+    scored = {(one.name, one.fingerprint) for one in work.identities}
+    revisions = {task.revision for task in prepared}
+    mine = [
+        r for r in everything
+        if (r.cell.upstream, r.cell.fingerprint) in scored and r.cell.recipe in revisions
+    ]  # fmt: skip
     print(table.show(table.summary(mine, suite.name, reference)))
     written = table.write(args.results, everything, reference)
     print(f"written: {', '.join(map(str, written))}")
@@ -202,10 +206,11 @@ def list_(args: argparse.Namespace) -> None:
     if args.what == "suites":
         rows = [(path.name, ", ".join(recipe.suite(path.name))) for path in recipe.suites()]
     else:
-        registry: Registry[Any] = {
+        registries: dict[str, Registry[Any]] = {
             "upstreams": UPSTREAMS, "tasks": base.TASKS, "corpora": base.CORPORA,
             "heads": heads.HEADS, "methods": methods.METHODS,
-        }[args.what]  # fmt: skip
+        }  # fmt: skip
+        registry = registries[args.what]
         rows = [(name, registry.about(name)) for name in registry]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))

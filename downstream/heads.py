@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from upstream.base import valid
 from upstream.registry import Registry
 
-HEADS: Registry[type[Head]] = Registry("head")
+HEADS: Registry[Callable[..., Head]] = Registry("head")
 
 
 class Head(nn.Module):

@@ -66,6 +66,7 @@ class Job(NamedTuple):
 class Work(NamedTuple):
     """What a run has to do."""
 
+    identities: list[Identity]
     kept: int
     passes: list[Extraction]
     cells: list[Job]
@@ -79,10 +80,12 @@ def survey(
     settings: Settings,
 ) -> Work:
     """Load (and so build) every upstream and find its missing passes and cells."""
+    identities: list[Identity] = []
     kept, passes, cells = 0, [], []
     for request in requests:
         upstream = load(request)
         identity = Identity(request.spec, upstream.fingerprint(), upstream.source)
+        identities.append(identity)
         unfinished = []
         for prepared in tasks:
             count = seeds or prepared.recipe.train.seeds
@@ -93,7 +96,7 @@ def survey(
         passes += extractions(request, upstream, identity.fingerprint, unfinished, settings)
     # the long ones first, so that no process waits for the last
     cells.sort(key=lambda job: job.prepared.recipe.kind_of_task().reduce != "frames")
-    return Work(kept, passes, cells)
+    return Work(identities, kept, passes, cells)
 
 
 def extractions(

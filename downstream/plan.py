@@ -12,7 +12,7 @@ from downstream import evaluate, jobs
 from downstream.evaluate import Identity, Prepared
 from downstream.heads import HEADS
 from downstream.jobs import Load, Request, Settings
-from upstream import audio, cache
+from upstream import cache
 from upstream.base import SAMPLE_RATE, Upstream
 from upstream.cache import forward
 
@@ -64,7 +64,7 @@ def _cost(
     settings: Settings,
 ) -> tuple[float, str, float]:
     """Hours of audio, where its features are, and the seconds that `left` cells take."""
-    length = sum(audio.seconds(*clip) for clip in task.clips)
+    length = sum(map(cache.length, task.clips))
     hours = length / 3600
     if not left:
         return hours, "", 0.0

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -17,8 +17,10 @@ from downstream.base import CORPORA, TASKS, Example, Task
 from downstream.heads import HEADS
 from downstream.lexicon import to_phones
 from upstream.errors import UserError, near_miss
+from upstream.registry import Registry
 from upstream.schema import bind, build, expand, read_yaml
 
+T = TypeVar("T")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -90,11 +92,12 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     data = read_yaml(path, overrides)
     recipe = build(Recipe, {**data, "name": path.stem, "suite": path.parent.name}, str(path))
     recipe = dataclasses.replace(recipe, path=str(path))
-    task = recipe.kind_of_task()
+    task = _named(TASKS, recipe.task, f"{path}: task")
     corpus = {k: v for k, v in recipe.corpus.items() if k != "name"}
     if "name" not in recipe.corpus:
-        raise UserError(f"{path}: corpus: missing key 'name'{near_miss('', CORPORA)}")
-    bind(CORPORA[recipe.corpus["name"]], corpus, f"{path}: corpus")
+        raise UserError(f"{path}: corpus: missing key 'name'; one of {', '.join(CORPORA)}")
+    reader = _named(CORPORA, recipe.corpus["name"], f"{path}: corpus")
+    bind(reader, corpus, f"{path}: corpus")
     bind(HEADS[task.head], recipe.head, f"{path}: head", given=("layers", "dim", "classes"))
     for key in ("steps", "batch", "eval_every", "accumulate", "seeds"):
         if getattr(recipe.train, key) < 1:
@@ -102,6 +105,13 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     if not recipe.train.lr or any(not 0 < lr < 100 for lr in recipe.train.lr):
         raise UserError(f"{path}: train: lr must be a list of positive numbers")
     return recipe
+
+
+def _named(registry: Registry[T], name: str, where: str) -> T:
+    try:
+        return registry[name]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def examples(recipe: Recipe, results: Path) -> list[Example]:

@@ -6,7 +6,9 @@ gives the variance. Heads trained from several seeds are a second sample, crosse
 their variance component is added and the degrees of freedom are Satterthwaite's. The interval is
 Student's t, with S - 1 degrees of freedom for S speakers when there is one seed. A percentile
 bootstrap over speakers covers too little with few of them (IEMOCAP has 10), and with many it agrees
-with t, so there is no second method. Coverage by simulation: tests/test_statistics.py.
+with t, so there is no second method. Simulated coverage is 93-97 % (tests/test_statistics.py), and
+92 % when nearly all variation comes from three seeds. With one seed the interval is about these
+heads only: what another seed would have given is not in it.
 """
 
 from __future__ import annotations

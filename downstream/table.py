@@ -14,9 +14,9 @@ import pandas as pd
 
 from downstream import matching
 from downstream.grid import Grid, latex, markdown, text
+from downstream.matching import SIGNIFICANT, Job, Name, Verdict
 from downstream.metrics import METRICS
 from downstream.results import PROJECT, Result, finite, write_atomic
-from downstream.matching import SIGNIFICANT, Job, Name, Verdict
 from downstream.statistics import Difference, holm, interval
 from upstream.errors import UserError, near_miss
 
@@ -185,10 +185,10 @@ def render(comparison: Comparison, form: Format = "text") -> str:
     if form == "csv":
         table = pd.DataFrame(comparison.rows, columns=Compared._fields)
         return table.assign(upstream_a=comparison.a, upstream_b=comparison.b).to_csv(index=False)
-    grid = ["task|metric|A|B|A - B|95 % interval|speakers|utterances|seeds|p|A is".split("|")]
+    grid = ["task|metric|A|B|A - B|95 % interval|speakers|utterances|seeds|p Holm|A is".split("|")]
     for r in comparison.rows:
         span = "unknown" if math.isnan(r.low) else f"[{r.low:+.2f}, {r.high:+.2f}]"
-        p = "" if math.isnan(r.p) else "<.001" if r.p < 0.001 else f"{r.p:.3f}"
+        p = "" if math.isnan(r.p_holm) else "<.001" if r.p_holm < 0.001 else f"{r.p_holm:.3f}"
         counts = [str(r.speakers), str(r.utterances), str(r.seeds)]
         scores = [f"{r.a:.2f}", f"{r.b:.2f}", f"{r.difference:+.2f}", span]
         grid.append([r.task, _metric(r.metric), *scores, *counts, p, r.verdict])

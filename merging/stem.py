@@ -55,20 +55,17 @@ def train_stem(
         crops = [_crop(wavs[i], length, rng) for i in chosen]
         batch = torch.stack(crops).float() / 32768
         mel, narrow = spectra(batch)
-        level = mel.mean(
-            (1, 2), keepdim=True
-        )  # the stem's group norm removes it, so it is no target
+        level = mel.mean((1, 2), keepdim=True)  # group norm removes it, so it is no target
         target = torch.cat([mel - level, narrow - level], -1)
         if scale is None:
             scale = target.mean((0, 1)), target.std((0, 1))
         predicted = readout(stem(batch).transpose(1, 2))
         loss = F.mse_loss(predicted, (target - scale[0]) / scale[1])
-        update(
-            optimizer, weights, loss, config.lr * schedule(step, config.steps // 20, config.steps)
-        )
+        rate = schedule(step, config.steps // 20, config.steps)
+        update(optimizer, weights, loss, config.lr * rate)
         total += loss.item()
-        if step % max(1, config.steps // 10) == 0:
-            say(f"stem step {step}: loss {total / max(1, config.steps // 10):.3f}")
+        if step % (every := max(1, config.steps // 10)) == 0:
+            say(f"stem step {step}: loss {total / every:.3f}")
             total = 0.0
 
 
@@ -84,7 +81,7 @@ def schedule(step: int, warmup: int, steps: int) -> float:
 
 
 def update(
-    optimizer: torch.optim.Optimizer, weights: list[Tensor], loss: Tensor, lr: float
+    optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], loss: Tensor, lr: float
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr

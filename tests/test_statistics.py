@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import stdtrit
@@ -85,6 +85,7 @@ def test_a_result_does_not_differ_from_itself() -> None:
     assert "no spread" in found.reason
 
 
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6))
 def test_swapping_turns_the_sign_and_the_order_of_rows_is_nothing(seed: int) -> None:
     a, b = made_up(seed), made_up(seed + 1, shift=0.1)

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -34,6 +35,12 @@ class Clip(NamedTuple):
     path: str
     start: float | None
     end: float | None
+
+
+@lru_cache(maxsize=None)
+def length(clip: Clip) -> float:
+    """Seconds of a clip; a header is read once per process. Raises UserError."""
+    return audio.seconds(*clip)
 
 
 class Features(Protocol):
@@ -82,7 +89,7 @@ class Recomputed:
     def __init__(self, upstream: Upstream, clips: Sequence[Clip]) -> None:
         self.upstream, self.clips = upstream, clips
         self.layers, self.dim = upstream.num_layers, upstream.dim
-        samples = [audio.seconds(*clip) * SAMPLE_RATE for clip in clips]
+        samples = [length(clip) * SAMPLE_RATE for clip in clips]
         # only used to sort batches by length; the true lengths come with each batch
         self.lens = (torch.tensor(samples) / upstream.stride).long()
 
@@ -117,7 +124,7 @@ def forward(upstream: Upstream, wavs: list[Tensor]) -> Hidden:
 
 def gigabytes(upstream: Upstream, clips: Sequence[Clip]) -> float:
     """Disk that a frame cache of these clips takes."""
-    seconds = sum(audio.seconds(*clip) for clip in clips)
+    seconds = sum(map(length, clips))
     per_second = SAMPLE_RATE / upstream.stride * upstream.num_layers * upstream.dim * 2
     return seconds * per_second / 1e9
 
@@ -214,7 +221,7 @@ def _shards(clips: Sequence[Clip], batch_seconds: float = 32.0) -> list[list[lis
 
     Which rows a shard holds must not depend on the batch size: it may differ when resuming.
     """
-    seconds = [audio.seconds(*clip) for clip in clips]
+    seconds = [length(clip) for clip in clips]
     shards: list[list[int]] = []
     filled = SHARD_SECONDS
     for i in sorted(range(len(seconds)), key=lambda i: (-seconds[i], i)):
@@ -239,15 +246,16 @@ def _read(
     clips: Sequence[Clip], batches: list[tuple[int, list[int]]]
 ) -> Iterator[tuple[tuple[int, list[int]], list[Tensor]]]:
     """Batches with their audio, read and resampled two batches ahead in threads."""
+
+    def read(batch: tuple[int, list[int]]) -> list[Tensor]:
+        return [audio.load(*clips[i]) for i in batch[1]]
+
     with ThreadPoolExecutor(2) as pool:
-        ahead = [
-            pool.submit(lambda b=b: [audio.load(*clips[i]) for i in b[1]]) for b in batches[:2]
-        ]
+        ahead = [pool.submit(read, batch) for batch in batches[:2]]
         for n, batch in enumerate(batches):
             wavs = ahead.pop(0).result()
             if n + 2 < len(batches):
-                later = batches[n + 2][1]
-                ahead.append(pool.submit(lambda b=later: [audio.load(*clips[i]) for i in b]))
+                ahead.append(pool.submit(read, batches[n + 2]))
             yield batch, wavs
 
 

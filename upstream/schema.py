@@ -129,7 +129,7 @@ def read_yaml(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[st
 def expand(text: str, where: str, **variables: str) -> Path:
     """A path with `~`, `variables` and the environment's $VARIABLES expanded."""
     for name, value in variables.items():
-        text = re.sub(rf"\$({name}\b|{{{name}}})", lambda _, v=value: v, text)
+        text = text.replace(f"${{{name}}}", value).replace(f"${name}", value)
     path = os.path.expandvars(os.path.expanduser(text))
     if "$" in path:
         name = re.findall(r"\$\{?(\w*)", path)[0]

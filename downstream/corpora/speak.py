@@ -107,7 +107,7 @@ def say(
         raise UserError(f"eSpeak NG has no voice {voice!r}")
     for parameter, value in ((_SPEED, rate), (_PITCH, pitch), (_RANGE, range)):
         library.espeak_SetParameter(parameter, round(value), 0)
-    chunks = [np.zeros(0, np.float32)]
+    chunks: list[np.ndarray] = [np.zeros(0, np.float32)]
     phones: list[str] = []
 
     def collect(wave: ctypes._Pointer, count: int, events: ctypes._Pointer) -> int:
@@ -167,8 +167,8 @@ def record(line: Line) -> tuple[np.ndarray, list[str]]:
     wav = np.fft.irfft(spectrum, padded)[:length]
     wav *= LEVEL / np.sqrt((wav**2).mean())
 
-    noise = np.fft.rfft(rng.standard_normal(padded))
-    noise = np.fft.irfft(noise / np.maximum(frequency, 50) ** rng.uniform(0, 1), padded)[:length]
+    hiss = np.fft.rfft(rng.standard_normal(padded))
+    noise = np.fft.irfft(hiss / np.maximum(frequency, 50) ** rng.uniform(0, 1), padded)[:length]
     noise *= LEVEL / np.sqrt((noise**2).mean()) * 10 ** (-rng.uniform(8, 25) / 20)
     wav = (wav + noise) * 10 ** (line.gain / 20)
     return np.clip(wav, -1, 1).astype(np.float32), phones

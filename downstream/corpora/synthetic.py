@@ -140,7 +140,7 @@ class Planned(NamedTuple):
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     """One of `items`; what rng.choice does, less the conversion of the list to an array."""
-    return items[rng.integers(len(items))]
+    return items[int(rng.integers(len(items)))]
 
 
 def word(rng: np.random.Generator, kind: str) -> str:
@@ -173,8 +173,8 @@ def text_for(part: str, rng: np.random.Generator) -> str:
     if part == "digits":
         return digits(rng)
     if part == "pretrain":
-        makers = rng.choice([sentence, digits, babble], 2, p=[0.3, 0.1, 0.6])
-        return ", ".join(maker(rng) for maker in makers)
+        makers = (sentence, digits, babble)
+        return ", ".join(makers[i](rng) for i in rng.choice(3, 2, p=[0.3, 0.1, 0.6]))
     return sentence(rng)
 
 

@@ -1,0 +1,54 @@
+"""What many tests need: the project on the path, the speech sample, a made-up corpus."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("SPEECH_SAMPLE", str(ROOT.parent / "shared" / "speech"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+LABELS = ["low", "mid", "high"]
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus folder: tones of three pitches by six speakers, with a text of one word each."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    rows = ["path\tspeaker\tsplit\tlabel\ttext"]
+    for speaker in range(6):
+        split = ["train", "train", "train", "dev", "test", "test"][speaker]
+        for number in range(12):
+            label = number % 3
+            time = np.arange(int(16_000 * rng.uniform(0.3, 0.6))) / 16_000
+            wav = 0.3 * np.sin(2 * np.pi * [200, 600, 1800][label] * time)
+            wav += 0.02 * rng.standard_normal(len(time))
+            name = f"{speaker}-{number}.wav"
+            soundfile.write(folder / name, wav, 16_000)
+            rows.append(f"{name}\ts{speaker}\t{split}\t{LABELS[label]}\t{LABELS[label].upper()}")
+    (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def suite(tmp_path: Path, tones: Path) -> Path:
+    """A suite of two tasks and a merged upstream on the tones, seconds to run."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    corpus = f"corpus: {{name: manifest, root: {tones}, target: %s}}\n"
+    (folder / "label.yaml").write_text(
+        "kind: task\ntask: classify\n" + corpus % "label"
+        + "train: {steps: 60, batch: 12, lr: [1.0e-2, 1.0e-1], eval_every: 20, seeds: 2}\n"
+    )  # fmt: skip
+    (folder / "word.yaml").write_text(
+        "kind: task\ntask: asr\n" + corpus % "text"
+        + "head: {projector: 16, hidden: 16, depth: 1}\n"
+        + "train: {steps: 20, batch: 12, lr: [1.0e-2], eval_every: 10, seeds: 2, specaug: true}\n"
+    )  # fmt: skip
+    return folder

@@ -1,0 +1,45 @@
+"""The shape of the house: imports run one way, files stay short, the door opens fast."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ["upstream", "downstream", "merging"]  # each may import those before it
+FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way_and_files_stay_short(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    later = {*ROOMS[ROOMS.index(room) + 1 :], "benchmark", "tests"}
+    assert not imported(path) & later
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, benchmark\n"
+        "try: benchmark.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'pandas', 'yaml'} & set(sys.modules)\n"
+        "sys.exit(f'imports {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--upstream merged" in done.stdout
