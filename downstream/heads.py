@@ -110,7 +110,11 @@ class FrameCTC(CTC):
         self.linear = nn.Linear(projector, classes)
 
     def body(self, features: Tensor, lens: Tensor) -> Tensor:
-        return self.linear(self.projector(features))
+        # With no activation between them the two layers are one: multiplying the weights first is
+        # the same function with the same gradients, and several times cheaper for many frames.
+        weight = self.linear.weight @ self.projector.weight
+        bias = self.linear.weight @ self.projector.bias + self.linear.bias
+        return F.linear(features, weight, bias)
 
 
 @HEADS.register("recurrent_ctc", about="projection and bidirectional LSTMs (ASR)")

@@ -190,7 +190,6 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         step, cpu = saved["step"], saved["cpu"]
         say(f"resumed at step {step} of {steps}")
-    cpu -= time.process_time()
 
     first = 0
     for number, phase in enumerate(config.phases):

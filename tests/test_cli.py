@@ -118,7 +118,7 @@ def test_ctrl_c_says_how_to_go_on(
 ) -> None:
     from downstream import evaluate
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "fit", stop)

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -39,6 +39,7 @@ VERSION = 1  # raise it when the same plan would sound different: old folders ar
 SHARD = 120  # utterances per engine process, the unit of resuming
 
 ACCENTS = "en en-us en-us-nyc en-029 en-gb-scotland en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd"
+# without the effects, and without six variants whose samples differ from process to process
 VARIANTS = """Alex Andrea Andy Annie Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Mario
     Michael Mike Nguyen Reed RicishayMax RicishayMax2 RicishayMax3 Storm adam anika announcer
     antonio aunty belinda benjamin boris caleb david ed edward edward2 f1 f4 grandma
@@ -143,13 +144,9 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[int(rng.integers(len(items)))]
 
 
-def word(rng: np.random.Generator, kind: str) -> str:
-    return pick(rng, WORDS[kind].split())
-
-
 def sentence(rng: np.random.Generator) -> str:
     """Four to six words of the 107-word grammar."""
-    return " ".join(word(rng, kind) for kind in pick(rng, PATTERNS).split())
+    return " ".join(pick(rng, WORDS[kind].split()) for kind in pick(rng, PATTERNS).split())
 
 
 def digits(rng: np.random.Generator) -> str:
@@ -164,7 +161,7 @@ def babble(rng: np.random.Generator) -> str:
         return "".join(pick(rng, part) for part in (ONSETS, NUCLEI, CODAS))
 
     words = ["".join(syllable() for _ in range(rng.integers(1, 4))) for _ in range(4)]
-    words += [word(rng, kind) for kind in ("the", "prep", "noun")]
+    words += [pick(rng, WORDS[kind].split()) for kind in ("the", "prep", "noun")]
     return " ".join(rng.permutation(words))
 
 
@@ -221,30 +218,25 @@ def plan(part: str, seed: int = 0, scale: float = 1.0) -> list[Planned]:
 
 
 def _speak(folder: Path, shard: list[Planned], marker: Path) -> int:
-    """Record one shard in a fresh engine process; `marker` (its rows) is written last."""
+    """Record one shard in a fresh engine process; its rows, the `marker`, are written last."""
     lines = [item.line._replace(path=str(folder / item.line.path)) for item in shard]
     done = subprocess.run(
         [sys.executable, "-m", "downstream.corpora.speak"],
         input=json.dumps(lines),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
     )
     if done.returncode != 0:
-        raise UserError(f"eSpeak NG failed in {folder}: {done.stderr.strip().splitlines()[-1]}")
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise UserError(f"eSpeak NG failed on {marker}: {reason}; run it again to go on")
     temporary = marker.with_suffix(f".{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         for item, phones in zip(shard, json.loads(done.stdout)):
-            row = {
-                "id": item.id,
-                "path": item.line.path,
-                "split": item.split,
-                "speaker": item.speaker,
-                "prosody": item.prosody,
-                "text": item.line.text.upper(),
-                "phones": " ".join(phones),
-            }
+            row: dict[str, Any] = {**item._asdict(), "phones": " ".join(phones)}
+            line = row.pop("line")
+            row |= {"path": line.path, "text": line.text.upper()}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     temporary.rename(marker)
     return len(shard)
@@ -268,12 +260,8 @@ def generate(root: Path, part: str, seed: int = 0, scale: float = 1.0) -> list[P
     folder.mkdir(parents=True, exist_ok=True)
     done = len(planned) - sum(len(shards[index]) for index in missing)
     terminal = sys.stderr.isatty()
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(
-            total=len(planned), initial=done, desc=f"speaking {part}", disable=not terminal
-        ) as bar,
-    ):
+    bar = tqdm(total=len(planned), initial=done, desc=f"speaking {part}", disable=not terminal)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(_speak, folder, shards[i], markers[i]) for i in missing]
         try:
             for number, job in enumerate(as_completed(jobs), 1):
