@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--reference", help="the upstream that differences are taken from")
         if name == "run":
             one.add_argument("--from-scratch", action="store_true",
-                             help="repeat the pre-training of the suite's own upstream first")  # fmt: skip
+                             help="repeat the pre-training of hubert_demo first (hours)")  # fmt: skip
     one = add("compare", "two upstreams task by task, paired", "compare hubert_demo merged")
     one.add_argument("a")
     one.add_argument("b")
@@ -156,9 +156,9 @@ def run(args: argparse.Namespace) -> None:
 
     how, suite = settings(args), suite_folder(args.suite)
     if args.from_scratch:
-        from merging.pretrain import rebuild
+        from merging.pretrain import from_scratch
 
-        rebuild(suite, args.results)
+        os.environ["HUBERT_DEMO"] = str(from_scratch(args.results))  # workers inherit it
     prepared = tasks(args)
     upstreams, reference = requests(args.upstream, suite, args.results)
     reference = args.reference or reference

@@ -55,15 +55,11 @@ def new_model(model: Model) -> HubertModel:
     )
 
 
-def encode(model: HubertModel, stem: Tensor, mask: Tensor, depth: int | None = None) -> Tensor:
-    """Stem outputs [B, T, C], frames to hide [B, T] -> hidden states [B, T, D] at `depth`."""
+def encode(model: HubertModel, stem: Tensor, mask: Tensor) -> Tensor:
+    """Stem outputs [B, T, C], frames to hide [B, T] -> last hidden states [B, T, D]."""
     hidden = model.feature_projection(stem)
     hidden = torch.where(mask[..., None], model.masked_spec_embed, hidden)
-    encoder = model.encoder
-    hidden = encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))
-    for layer in encoder.layers[:depth]:
-        hidden = layer(hidden)
-    return hidden
+    return model.encoder(hidden).last_hidden_state
 
 
 def save(model: HubertModel, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What pre-training predicts: k-means clusters of MFCC, or of what the encoder itself says."""
+"""Stage 2 of pre-training: what it predicts, k-means clusters of MFCC."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
-from transformers import HubertModel
 
-from merging.hubert import encode
 from merging.stem import MEL, spectra
 
 CEPSTRA = 13
@@ -43,13 +41,3 @@ def mfcc_targets(wavs: list[Tensor], k: int, seed: int) -> Tensor:
     flat = [cepstra - cepstra.mean(0) for cepstra in raw]
     deviation = torch.cat(flat).std(0)[:CEPSTRA].repeat(3)
     return torch.stack([cluster([c / deviation for c in kind], k, seed) for kind in (flat, raw)])
-
-
-@torch.no_grad()
-def layer_targets(model: HubertModel, stems: list[Tensor], layer: int, k: int, seed: int) -> Tensor:
-    """[frames] int16: clusters of what `model` says after `layer`, nothing masked."""
-    hidden = [
-        encode(model, stem[None].float(), torch.zeros(1, len(stem), dtype=torch.bool), layer)[0]
-        for stem in stems
-    ]
-    return cluster(hidden, k, seed)

@@ -90,14 +90,11 @@ def test_recomputed_features_give_the_same_task(
     assert a.keys() == b.keys() and all(abs(a[k] - b[k]) <= 15 for k in a)  # float16 or float32
 
 
-@pytest.mark.parametrize("kind", ["mean", "frames"])
-def test_kill_and_resume(suite: Path, tmp_path: Path, kind: str) -> None:
+def test_kill_and_resume(suite: Path, tmp_path: Path) -> None:
     """kill -9 in the middle; the same command finishes and nothing finished is lost."""
-    task = {"mean": "label", "frames": "word"}[kind]
     words = [
-        sys.executable, "benchmark.py", "--upstream", "fbank", "--suite", suite,
-        "--downstream", task, "--seeds", "4", "--results", tmp_path / "r", "--workers", "2",
-        "--set", "train.steps=120",
+        sys.executable, "benchmark.py", "--upstream", "fbank", "--suite", suite, "--downstream",
+        "word", "--seeds", "3", "--results", tmp_path / "r", "--workers", "1",
     ]  # fmt: skip
     command = [str(word) for word in words]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -107,9 +104,9 @@ def test_kill_and_resume(suite: Path, tmp_path: Path, kind: str) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").rglob("score.json")}
-    assert kept
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
-    assert len(scores(tmp_path / "r")) == 4
+    assert 0 < len(kept) < 3
+    assert call(*command[2:]) == 0
+    assert len(scores(tmp_path / "r")) == 3
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in kept.items())
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -213,8 +214,11 @@ def _registered(repo: str, licence: str) -> Loader:
 
 
 def _demo(*, normalize: bool | None = None, padding: Padding = "exact") -> Upstream:
-    """The small HuBERT that ships with this project."""
-    folder = PROJECT / "recipes" / "demo" / "hubert_demo"
+    """The small HuBERT that ships with this project; $HUBERT_DEMO may name another folder.
+
+    `benchmark.py --from-scratch` sets it to the encoder that it pre-trains anew.
+    """
+    folder = Path(os.environ.get("HUBERT_DEMO", PROJECT / "recipes" / "demo" / "hubert_demo"))
     if not folder.exists():
         raise UserError(f"hubert_demo: {folder} is not there; take it from a fresh clone")
     from upstream import encoders

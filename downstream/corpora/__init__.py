@@ -5,5 +5,6 @@ from downstream.base import CORPORA
 CORPORA.add("librispeech", "downstream.corpora.librispeech:read", "LibriSpeech in its own layout")
 CORPORA.add("voxceleb1", "downstream.corpora.voxceleb1:read", "VoxCeleb1 identification split")
 CORPORA.add("iemocap", "downstream.corpora.iemocap:read", "IEMOCAP, 4 classes, 5 sessions")
+CORPORA.add("tedlium", "downstream.corpora.tedlium:read", "TED-LIUM 3, the first hours of it")
 CORPORA.add("manifest", "downstream.corpora.manifest:read", "any corpus as CSV, TSV or JSONL")
 CORPORA.add("synthetic", "downstream.corpora.synthetic:read", "speech that eSpeak NG makes here")
