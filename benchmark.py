@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--reference", help="the upstream that differences are taken from")
         if name == "run":
             one.add_argument("--from-scratch", action="store_true",
-                             help="repeat the pre-training of hubert_demo first (hours)")  # fmt: skip
+                             help="repeat hubert_demo's pre-training first (hours)")  # fmt: skip
     one = add("compare", "two upstreams task by task, paired", "compare hubert_demo merged")
     one.add_argument("a")
     one.add_argument("b")

@@ -167,12 +167,24 @@ def run(
         device=device,
         recipe=recipe.as_dict(),
         source=identity.source,
+        warnings=_warnings(recipe, lr),
         **provenance(),
     )
     save(results, cell(identity, prepared, seed), result, predictions)
     for state in folder.glob("state*.pt"):
         state.unlink()
     return result
+
+
+def _warnings(recipe: Recipe, lr: dict[str, float]) -> list[str]:
+    """A best learning rate at the edge of the list may lie beyond it."""
+    tried = sorted(recipe.train.lr)
+    edges = {tried[0]: "smallest", tried[-1]: "largest"} if len(tried) > 1 else {}
+    return [
+        f"{fold and fold + ': '}the best learning rate, {rate:g}, is the {edges[rate]} one tried"
+        for fold, rate in lr.items()
+        if rate in edges
+    ]
 
 
 def _require_known(prepared: Prepared, labels: Labels, split: dict[str, list[int]]) -> None:

@@ -148,7 +148,8 @@ def compute(load: Load, job: Job, settings: Settings) -> str:
     result = evaluate.run(*args)
     return (
         f"{job.identity.name}: {job.prepared.recipe.name} seed {job.seed}: "
-        f"{METRICS[result.metric].name.upper()} {result.score:.2f} ({result.seconds:.0f} s)"
+        f"{METRICS[result.metric].label} {result.score:.2f} ({result.seconds:.0f} s)"
+        + "".join(f"; {warning}" for warning in result.warnings[:1])
     )
 
 

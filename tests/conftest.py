@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
+
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("SPEECH_SAMPLE", str(ROOT.parent / "shared" / "speech"))
@@ -52,3 +55,18 @@ def suite(tmp_path: Path, tones: Path) -> Path:
         + "train: {steps: 20, batch: 12, lr: [1.0e-2], eval_every: 10, seeds: 2, specaug: true}\n"
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def recipes(suite: Path) -> Path:
+    """The suite with a merged upstream: a tiny HuBERT, fine-tuned on the labels."""
+    base = tiny.hf_folder(suite.parent, "hubert")
+    common = {"kind": "finetune", "upstream": str(base), "steps": 20, "batch": 6}
+    for name, task in (("finetune", "label"), ("finetune_word", "word")):
+        content = {**common, "task": f"{task}.yaml", "eval_every": 5, "lr": 1e-2}
+        if task == "word":
+            content |= {"specaug": True, "head": {"projector": 8, "hidden": 8, "depth": 1}}
+        (suite / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    content = {"kind": "merge", "base": str(base), "tuned": ["finetune.yaml"]}
+    (suite / "merged.yaml").write_text(yaml.safe_dump({**content, "params": {"alpha": 0.25}}))
+    return suite

@@ -15,7 +15,6 @@ import soundfile
 
 import benchmark
 from tests import tiny
-from tests.test_merging import recipes  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,7 +36,9 @@ def scores(results: Path) -> dict[str, float]:
 
 
 def test_main_job_scores_compares_and_resumes(
-    recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    recipes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     results = tmp_path / "results"
     words = ("--upstream", "merged", "--suite", recipes, "--results", results, "--workers", 1)
@@ -211,7 +212,9 @@ def test_five_milliseconds_and_other_rates_are_scored(suite: Path, tmp_path: Pat
 
 
 def test_plan_builds_nothing_and_then_says_kept(
-    recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    recipes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ("plan", "--upstream", "merged", "--suite", recipes, "--results", tmp_path / "r")
     assert call(*words) == 0
@@ -231,7 +234,9 @@ def test_list(what: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_describe_check_finetune_merge_export(
-    recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    recipes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     results, out = tmp_path / "r", tmp_path / "out"
     assert call("finetune", recipes / "finetune.yaml", "--results", results, "--output", out) == 0

@@ -49,7 +49,11 @@ def test_time_means_are_exact_for_the_utterance_head() -> None:
 
 
 def test_utterance_head_is_s3prls() -> None:
-    head, projector, theirs = Utterance(1, 6, 5), nn.Linear(6, 256), UtteranceLevel(256, 5, post_net={"select": "FrameLevel"})
+    head, projector, theirs = (
+        Utterance(1, 6, 5),
+        nn.Linear(6, 256),
+        UtteranceLevel(256, 5, post_net={"select": "FrameLevel"}),
+    )
     head.projector.load_state_dict(projector.state_dict())
     head.linear.load_state_dict(theirs.post_net.linear.state_dict())
     x = torch.randn(3, 9, 6)

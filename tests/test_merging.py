@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,21 +81,6 @@ def test_effective_alpha_is_the_alpha_of_a_linear_merge() -> None:
     found = merge.effective_alpha(base, [tuned], merged)
     assert {"cnn", "pos_conv", "layer 1"} <= set(found)
     assert all(abs(alpha - 0.25) < 1e-5 for alpha in found.values())
-
-
-@pytest.fixture
-def recipes(suite: Path) -> Path:
-    """The suite with a merged upstream: a tiny HuBERT, fine-tuned on the labels."""
-    base = tiny.hf_folder(suite.parent, "hubert")
-    common = {"kind": "finetune", "upstream": str(base), "steps": 20, "batch": 6}
-    for name, task in (("finetune", "label"), ("finetune_word", "word")):
-        content = {**common, "task": f"{task}.yaml", "eval_every": 5, "lr": 1e-2}
-        if task == "word":
-            content |= {"specaug": True, "head": {"projector": 8, "hidden": 8, "depth": 1}}
-        (suite / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    content = {"kind": "merge", "base": str(base), "tuned": ["finetune.yaml"]}
-    (suite / "merged.yaml").write_text(yaml.safe_dump({**content, "params": {"alpha": 0.25}}))
-    return suite
 
 
 @pytest.mark.parametrize("name", ["finetune", "finetune_word"])

@@ -10,8 +10,8 @@ import torch
 from downstream import er, recipe, train
 from downstream.base import Example
 from downstream.evaluate import prepare
-from downstream.train import Data, Stream, fit, predict, rate
 from downstream.metrics import METRICS
+from downstream.train import Data, Stream, fit, predict, rate
 from upstream.cache import Means
 
 
@@ -105,9 +105,17 @@ def test_an_update_with_nan_gradient_is_skipped(suite: Path) -> None:
 
 def test_folds_are_s3prls() -> None:
     """Test on one session; 80/20 of the rest with seed 0. Sizes from the spec (section 1.8)."""
-    sizes = {"session1": 1085, "session2": 1023, "session3": 1151, "session4": 1031, "session5": 1241}
+    sizes = {
+        "session1": 1085,
+        "session2": 1023,
+        "session3": 1151,
+        "session4": 1031,
+        "session5": 1241,
+    }
     items = [
-        Example(f"{s}-{i}", "x", None, None, "hap", s, s) for s, n in sizes.items() for i in range(n)
+        Example(f"{s}-{i}", "x", None, None, "hap", s, s)
+        for s, n in sizes.items()
+        for i in range(n)
     ]
     folds = er.folds(items)
     assert list(folds) == list(sizes)
@@ -122,9 +130,7 @@ def test_folds_are_s3prls() -> None:
 
 def test_crops_replace_long_training_utterances_only(suite: Path, tmp_path: Path) -> None:
     whole = prepare(task(suite), tmp_path)
-    cropped = prepare(
-        task(suite, "crop={seconds: 0.4, per_utterance: 3}"), tmp_path
-    )
+    cropped = prepare(task(suite, "crop={seconds: 0.4, per_utterance: 3}"), tmp_path)
     again = prepare(task(suite, "crop={seconds: 0.4, per_utterance: 3}"), tmp_path)
     assert cropped.clips == again.clips and cropped.revision == again.revision != whole.revision
     assert cropped.splits[""]["test"] == whole.splits[""]["test"]

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -37,7 +37,7 @@ class Clip(NamedTuple):
     end: float | None
 
 
-@lru_cache(maxsize=None)
+@cache
 def length(clip: Clip) -> float:
     """Seconds of a clip; a header is read once per process. Raises UserError."""
     return audio.seconds(*clip)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """What is wrong, where, and how to mend it, in one line. `benchmark.py` prints it and exits 2."""
+    """What is wrong, where, and how to mend it, in one line; `benchmark.py` exits with 2."""
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:

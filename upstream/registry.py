@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to things. An entry may be lazy (`"module:attribute"`), so that listing imports nothing.
+    """Names to things. A lazy entry (`"module:attribute"`) is imported when it is asked for.
 
     >>> CORPORA: Registry[Reader] = Registry("corpus")
     >>> @CORPORA.register("manifest", about="any CSV/TSV/JSONL")

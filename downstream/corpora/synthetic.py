@@ -84,6 +84,11 @@ class Prosody(NamedTuple):
     tilt: float
     gain: float
 
+    def stronger(self, power: float) -> Prosody:
+        """The same rules, `power` times as far from the speaker's own way."""
+        factors = (self.pitch**power, self.range**power, self.rate**power)
+        return Prosody(*factors, self.tilt * power, self.gain * power)
+
 
 PROSODY = {
     "flat": Prosody(0.95, 0.35, 1.0, 0, 0),
@@ -98,6 +103,7 @@ class Part(NamedTuple):
     each: dict[str, int]  # utterances per speaker and split
     targets: tuple[str, ...]
     pairs: slice  # of the shuffled accent-and-variant pairs: parts share none
+    prosody: float = 1.0  # how strong the rule sets are, as an exponent of their factors
 
 
 PARTS = {
@@ -106,6 +112,7 @@ PARTS = {
         {"train": 20, "dev": 10, "test": 20},
         ("phones", "prosody", "text"),
         slice(0, 137),
+        prosody=2.0,
     ),
     "speakers": Part(
         {"all": 60}, {"train": 20, "dev": 3, "test": 18}, ("speaker",), slice(137, 197)
@@ -199,7 +206,7 @@ def plan(part: str, seed: int = 0, scale: float = 1.0) -> list[Planned]:
                 stream = [seed, *part.encode(), who, *split.encode(), index]
                 rng = np.random.default_rng(stream)
                 style = pick(rng, list(PROSODY))
-                rule = PROSODY[style]
+                rule = PROSODY[style].stronger(PARTS[part].prosody)
                 pitch, range_, rate = np.exp(rng.normal(0, [0.14, 0.35, 0.09]))
                 line = Line(
                     path=f"{speaker.name}-{split}-{index:03d}.flac",
