@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,12 +32,13 @@ from downstream.results import provenance, write_atomic
 from downstream.specaug import specaug
 from downstream.train import Stream
 from merging.card import write_card
+from merging.modules import movement
 from upstream import audio
 from upstream.base import SAMPLE_RATE
-from upstream.checkpoint import module_of
 from upstream.encoders import Encoder
 from upstream.errors import UserError
 from upstream.export import WEIGHTS
+from upstream.names import module_of
 from upstream.progress import progress
 from upstream.schema import bind, build, read_yaml
 
@@ -313,15 +313,3 @@ class Tuning:
         self.best, self.weights = content["best"], content["weights"]
         self.history = content["history"]
         return int(content["step"])
-
-
-def movement(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> dict[str, float]:
-    """Per module |tuned - base| / |base|."""
-    change: dict[str, float] = defaultdict(float)
-    size: dict[str, float] = defaultdict(float)
-    for name, tensor in base.items():
-        if tensor.is_floating_point():
-            module = module_of(name)
-            change[module] += float((tuned[name].double() - tensor.double()).square().sum())
-            size[module] += float(tensor.double().square().sum())
-    return {m: (change[m] / size[m]) ** 0.5 if size[m] else 0.0 for m in size}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from downstream.results import finite, provenance, write_atomic
 from merging.card import write_card
 from merging.finetune import build_tuned
 from merging.methods import METHODS
+from merging.modules import effective_alpha
 from upstream.base import UPSTREAMS, Upstream
-from upstream.checkpoint import module_of
 from upstream.encoders import Encoder
 from upstream.errors import UserError
 from upstream.schema import bind, build, read_yaml
@@ -81,26 +80,6 @@ def _require_match(base: Mapping[str, Tensor], other: Mapping[str, Tensor], whic
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(f"{which} does not match the base: {'; '.join(faults[:3])}{more}")
-
-
-def effective_alpha(
-    base: Mapping[str, Tensor], tuned: Sequence[Mapping[str, Tensor]], merged: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Per module: how far the merge went along the mean task vector, <m - b, t - b> / |t - b|^2.
-
-    NaN where fine-tuning changed nothing (the frozen CNN).
-    """
-    along: dict[str, float] = defaultdict(float)
-    length: dict[str, float] = defaultdict(float)
-    for name, tensor in base.items():
-        if not tensor.is_floating_point():
-            continue
-        origin = tensor.double()
-        vector = torch.stack([t[name].double() - origin for t in tuned]).mean(0)
-        module = module_of(name)
-        along[module] += float(((merged[name].double() - origin) * vector).sum())
-        length[module] += float((vector * vector).sum())
-    return {m: along[m] / length[m] if length[m] else float("nan") for m in length}
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeRecipe:

@@ -234,6 +234,14 @@ def _write(value: Any, path: Path) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
+def from_scratch(results: Path) -> Path:
+    """The demo's encoder, pre-trained anew under `results`; interrupted, the same call goes on."""
+    recipe = Path(__file__).resolve().parents[1] / "recipes" / "demo" / "pretrain.yaml"
+    output = results / "pretrained"
+    pretrain(build(PretrainConfig, read_yaml(recipe), str(recipe)), output)
+    return output
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path)

@@ -16,10 +16,10 @@ import tiny
 import torch
 
 from upstream import checkpoint, names
-from upstream.checkpoint import module_of, to_s3prl
 from upstream.encoders import Encoder, load
 from upstream.errors import UserError
-from upstream.names import canonical, to_fairseq
+from upstream.export import to_s3prl
+from upstream.names import canonical, module_of, to_fairseq
 
 BASE_WIDTH = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 1}
 

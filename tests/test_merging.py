@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import upstream
 from merging import finetune, merge
 from merging.methods import METHODS
+from merging.modules import effective_alpha
 from tests import tiny
 from upstream.errors import UserError
 
@@ -78,7 +79,7 @@ def test_wrong_method_and_parameter_have_near_matches() -> None:
 def test_effective_alpha_is_the_alpha_of_a_linear_merge() -> None:
     base, tuned = (tiny.encoder("hubert", seed=s).model.state_dict() for s in (0, 1))
     merged = merge.merge(base, [tuned], alpha=0.25)
-    found = merge.effective_alpha(base, [tuned], merged)
+    found = effective_alpha(base, [tuned], merged)
     assert {"cnn", "pos_conv", "layer 1"} <= set(found)
     assert all(abs(alpha - 0.25) < 1e-5 for alpha in found.values())
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from upstream import audio, encoders, resolve
-from upstream.checkpoint import to_s3prl
+from upstream.export import to_s3prl
 from upstream.fbank import Fbank
 from upstream.s3prl import load as load_s3prl
 

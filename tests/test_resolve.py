@@ -11,9 +11,9 @@ import torch
 import upstream
 from upstream import resolve
 from upstream.base import UPSTREAMS, Upstream
-from upstream.checkpoint import to_s3prl
 from upstream.encoders import Encoder
 from upstream.errors import UserError
+from upstream.export import to_s3prl
 from upstream.resolve import parse, split_specs
 
 MINE = """

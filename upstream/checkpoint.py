@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from upstream.errors import UserError
-from upstream.export import to_s3prl
-from upstream.names import KERNEL, State, canonical, layer_normed, module_of, without_pretraining
+from upstream.names import KERNEL, State, canonical, layer_normed, without_pretraining
 
-__all__ = ["Checkpoint", "State", "compare", "module_of", "read", "to_s3prl"]
+__all__ = ["Checkpoint", "State", "compare", "read"]
 
 
 class Checkpoint(NamedTuple):
