@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from upstream.errors import UserError, near_miss
 
@@ -30,10 +31,22 @@ The same command again keeps what is finished and goes on where it was interrupt
 LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods")
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line with the near match."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with 2."""
+        found = re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if found:
+            known = [name.strip("' ") for name in found[3].split(",")]
+            message = f"unknown {found[1]} {found[2]!r}{near_miss(found[2], known)}"
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its flags; a call without a command is `run`."""
     raw = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser("benchmark.py", description=__doc__, formatter_class=raw)
+    top = Parser("benchmark.py", description=__doc__, formatter_class=raw)
     top.epilog = EXAMPLES
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
@@ -164,8 +177,7 @@ def run(args: argparse.Namespace) -> None:
     reference = args.reference or reference
     work = jobs.survey(upstreams, load, prepared, args.seeds, how)
     print(f"{work.kept} cells kept, {len(work.cells)} to compute")
-    jobs.run_all(jobs.extract, load, work.passes, how, "passes")
-    jobs.run_all(jobs.compute, load, work.cells, how, "cells")
+    jobs.run_all(work, load, how)
     everything = load_results(args.results)
     scored = {(one.name, one.fingerprint) for one in work.identities}
     revisions = {task.revision for task in prepared}
@@ -200,7 +212,8 @@ def compare(args: argparse.Namespace) -> None:
 def list_(args: argparse.Namespace) -> None:
     """Names with a line each."""
     from downstream import base, corpora, heads, recipe  # noqa: F401
-    from merging import merge, methods  # noqa: F401
+    from merging import interpolation, methods  # noqa: F401
+    from upstream import resolve  # noqa: F401 - registers what the hub has
     from upstream.base import UPSTREAMS
 
     if args.what == "suites":
@@ -218,9 +231,10 @@ def list_(args: argparse.Namespace) -> None:
 
 def describe(args: argparse.Namespace) -> None:
     """Layers, parameters, fingerprint, licence, source."""
+    from downstream.recipe import suite_folder
     from merging.names import load, request
 
-    found = load(request(args.upstream, Path("recipes/demo"), args.results))
+    found = load(request(args.upstream, suite_folder("demo"), args.results))
     facts = {
         "upstream": args.upstream,
         "hidden states": f"{found.num_layers} of {found.dim} values",
@@ -245,10 +259,11 @@ def check(args: argparse.Namespace) -> int:
         for fold, split in prepared.splits.items():
             print(fold or "corpus", {part: len(indices) for part, indices in split.items()})
         return 0
+    from downstream.recipe import suite_folder
     from merging.names import load, request
     from upstream.check import check as promises
 
-    rows = promises(load(request(args.upstream, Path("recipes/demo"), args.results)))
+    rows = promises(load(request(args.upstream, suite_folder("demo"), args.results)))
     for row in rows:
         print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
     return 0 if all(row.kept for row in rows) else 1
@@ -265,7 +280,7 @@ def finetune(args: argparse.Namespace) -> None:
 def merge(args: argparse.Namespace) -> None:
     """Stage 2, written to a folder."""
     from downstream.recipe import overrides
-    from merging.merge import MergeRecipe, load_recipe, write
+    from merging.interpolation import MergeRecipe, load_recipe, write
 
     writable(args.output)
     params = overrides(args.set)
@@ -283,9 +298,10 @@ def merge(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """An encoder in another format."""
+    from downstream.recipe import suite_folder
     from merging import names
 
-    one = names.request(args.upstream, Path("recipes/demo"), args.results)
+    one = names.request(args.upstream, suite_folder("demo"), args.results)
     print(names.export(one, args.format, args.output))
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ from downstream.metrics import METRICS
 from upstream import cache
 from upstream.base import Upstream
 from upstream.cache import Clip, Features, Reduce
-from upstream.progress import progress
+from upstream.errors import UserError
+from upstream.progress import progress, share_terminal
 
 
 class Request(NamedTuple):
@@ -146,33 +148,44 @@ def compute(load: Load, job: Job, settings: Settings) -> str:
         features = cache.Recomputed(load(job.request).to(settings.device), job.prepared.clips)
     args = (job.identity, job.prepared, job.seed, features, settings.results, settings.device)
     result = evaluate.run(*args)
+    published = job.prepared.recipe.expect.get(job.request.spec.split(":")[0])
     return (
         f"{job.identity.name}: {job.prepared.recipe.name} seed {job.seed}: "
         f"{METRICS[result.metric].label} {result.score:.2f} ({result.seconds:.0f} s)"
+        + (f"; published: {published}" if published is not None else "")
         + "".join(f"; {warning}" for warning in result.warnings[:1])
     )
 
 
-def run_all(
-    function: Callable[[Load, Any, Settings], str],
-    load: Load,
-    jobs: Sequence[Any],
-    settings: Settings,
-    what: str,
-) -> None:
-    """Run jobs here or in `workers` processes, a line for each; an error stops the rest."""
-    if settings.workers == 1 or len(jobs) <= 1:
-        for job in progress(jobs, what):
-            tqdm.write(function(load, job, settings))
+def run_all(work: Work, load: Load, settings: Settings) -> None:
+    """All passes, then all cells, here or in `workers` processes; prints a line for each.
+
+    The first error stops the rest. Raises UserError if a worker is killed.
+    """
+    phases: list[tuple[Callable[..., str], Sequence[Any], str]] = [
+        (extract, work.passes, "passes"),
+        (compute, work.cells, "cells"),
+    ]
+    count = min(settings.workers, max(len(work.passes), len(work.cells)))
+    if count <= 1:
+        for function, jobs, what in phases:
+            for job in progress(jobs, what):
+                tqdm.write(function(load, job, settings))
         return
-    count = min(settings.workers, len(jobs))
     threads = max(1, (os.cpu_count() or 1) // count)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, _start_worker, (threads,)) as pool:
-        futures = [pool.submit(function, load, job, settings) for job in jobs]
+    worker = (threads, context.Value("i", 0), context.RLock())
+    with ProcessPoolExecutor(count, context, _start_worker, worker) as pool:
         try:
-            for future in progress(as_completed(futures), what, len(futures)):
-                tqdm.write(future.result())
+            for function, jobs, what in phases:
+                futures = [pool.submit(function, load, job, settings) for job in jobs]
+                for future in progress(as_completed(futures), what, len(futures)):
+                    tqdm.write(future.result())
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, perhaps for memory; the same command goes on, "
+                "with --workers 1 or a smaller --batch-seconds it needs less"
+            ) from error
         except BaseException:
             for process in list((pool._processes or {}).values()):
                 process.terminate()
@@ -180,9 +193,10 @@ def run_all(
             raise
 
 
-def _start_worker(threads: int) -> None:
-    """Share the cores, leave Ctrl-C to the parent, and never outlive it (kill -9)."""
+def _start_worker(threads: int, started: Any, lock: Any) -> None:
+    """Share cores and terminal, leave Ctrl-C to the parent, and never outlive it (kill -9)."""
     torch.set_num_threads(threads)
+    share_terminal(started, lock)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -9,7 +9,7 @@ import torch
 import upstream
 from downstream.jobs import Request
 from merging.finetune import tuned_folder
-from merging.merge import as_encoder, load_recipe
+from merging.interpolation import as_encoder, load_recipe
 from upstream.base import Upstream
 from upstream.errors import UserError
 from upstream.export import to_s3prl

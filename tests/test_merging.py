@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import merging
 import upstream
-from merging import finetune, merge
+from merging import finetune, interpolation
 from merging.methods import METHODS
 from merging.modules import effective_alpha
 from tests import tiny
@@ -42,7 +43,7 @@ def test_merge_is_float32_and_leaves_the_pretraining_head_and_integers() -> None
         "final_proj.weight": torch.ones(2), "label_embs_concat": torch.ones(2),
     }  # fmt: skip
     tuned = {k: v + 1 for k, v in base.items()}
-    merged = merge.merge(base, [tuned], alpha=0.25)
+    merged = merging.merge(base, [tuned], alpha=0.25)
     assert merged["w"].dtype == torch.float32
     assert torch.equal(merged["w"], torch.tensor([1.25, 2.25]))
     for kept in ("n", "final_proj.weight", "label_embs_concat"):
@@ -63,22 +64,22 @@ def test_mismatched_models_are_refused(change, message: str) -> None:  # type: i
     tuned = dict(base)
     change(tuned)
     with pytest.raises(UserError, match=message):
-        merge.merge(base, [tuned])
+        merging.merge(base, [tuned])
 
 
 def test_wrong_method_and_parameter_have_near_matches() -> None:
     base = {"a": torch.ones(2)}
     with pytest.raises(UserError, match="did you mean linear"):
-        merge.merge(base, [base], method="linaer")
+        merging.merge(base, [base], method="linaer")
     with pytest.raises(UserError, match="did you mean alpha"):
-        merge.merge(base, [base], alhpa=0.5)
+        merging.merge(base, [base], alhpa=0.5)
     with pytest.raises(UserError, match="alpha: must be float"):
-        merge.merge(base, [base], alpha="much")
+        merging.merge(base, [base], alpha="much")
 
 
 def test_effective_alpha_is_the_alpha_of_a_linear_merge() -> None:
     base, tuned = (tiny.encoder("hubert", seed=s).model.state_dict() for s in (0, 1))
-    merged = merge.merge(base, [tuned], alpha=0.25)
+    merged = merging.merge(base, [tuned], alpha=0.25)
     found = effective_alpha(base, [tuned], merged)
     assert {"cnn", "pos_conv", "layer 1"} <= set(found)
     assert all(abs(alpha - 0.25) < 1e-5 for alpha in found.values())
@@ -139,7 +140,7 @@ def test_merged_upstream_is_built_on_demand_and_identified_by_its_weights(
     prints = {a: upstream.load("merged", alpha=a, **where).fingerprint() for a in (0.0, 0.25, 1.0)}
     assert upstream.load("merged", **where).fingerprint() == prints[0.25]
     assert len(set(prints.values())) == 3
-    base = upstream.load(merge.load_recipe(recipes / "merged.yaml").base)
+    base = upstream.load(interpolation.load_recipe(recipes / "merged.yaml").base)
     assert prints[0.0] == base.fingerprint()
     tuned = upstream.load("finetuned", **where)
     merged = upstream.load("merged", alpha=1.0, **where)

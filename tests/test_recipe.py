@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from downstream import recipe
-from merging import finetune, merge
+from merging import finetune, interpolation
 from merging.pretrain import PretrainConfig
 from upstream.errors import UserError
 from upstream.schema import build, read_yaml
@@ -24,7 +24,7 @@ def test_every_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
     elif kind == "finetune":
         assert finetune.load_recipe(path).steps > 0
     elif kind == "merge":
-        assert merge.load_recipe(path).tuned
+        assert interpolation.load_recipe(path).tuned
     else:
         assert build(PretrainConfig, read_yaml(path), str(path)).kind == "pretrain"
     head = path.read_text().split("kind:")[0]

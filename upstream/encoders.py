@@ -20,6 +20,9 @@ from upstream.base import Hidden, Padding, Upstream, valid
 from upstream.errors import UserError, near_miss
 from upstream.registry import Registry
 
+# On a GPU convolutions would use TF32, whose ten bits of mantissa break the promise of parity.
+torch.backends.cudnn.allow_tf32 = False
+
 EPS = 1e-5  # of the waveform's layer norm: fairseq's (transformers uses 1e-7)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
 QUIET_SECONDS = 20.0
+_line = 0  # on which terminal line this process draws its bar: workers draw below the main one
 
 
 def progress(
@@ -20,7 +21,7 @@ def progress(
     if total is None:
         total = len(items) + initial if hasattr(items, "__len__") else None  # type: ignore[arg-type]
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, initial=initial, leave=False)
+        yield from tqdm(items, desc=what, total=total, initial=initial, leave=False, position=_line)
         return
     begun = told = time.monotonic()
     for done, item in enumerate(items, initial):
@@ -29,3 +30,12 @@ def progress(
             told = now
             print(f"{what}: {done}/{total or '?'} after {now - begun:.0f} s", file=sys.stderr)
         yield item
+
+
+def share_terminal(started: Any, lock: Any) -> None:
+    """In a worker: take the next line of the terminal; `started` and `lock` are the pool's."""
+    global _line
+    tqdm.set_lock(lock)
+    with started.get_lock():
+        started.value += 1
+        _line = started.value

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import upstream
+from downstream.recipe import RECIPES
 from downstream.results import finite, provenance, write_atomic
 from merging.card import write_card
 from merging.finetune import build_tuned
@@ -24,6 +25,7 @@ from upstream.schema import bind, build, read_yaml
 
 State = dict[str, Tensor]
 
+DEMO = str(RECIPES / "demo" / "merged.yaml")
 # The pre-training head keeps the base's values, as in the released code (merge_utils.py).
 PRETRAINING_HEAD = ("final_proj", "label_embs_concat", "quantizer", "project_q", "project_hid")
 
@@ -127,7 +129,7 @@ def tuned_of(plan: MergeRecipe, recipe: Path, results: Path) -> list[Encoder]:
 
 @UPSTREAMS.register("merged", about="a merge recipe's upstream, built when it is first asked for")
 def merged(
-    recipe: str = "recipes/demo/merged.yaml",
+    recipe: str = DEMO,
     *,
     results: str = "results",
     method: str | None = None,
@@ -148,9 +150,7 @@ def merged(
 
 
 @UPSTREAMS.register("finetuned", about="the fine-tuned upstream of a merge recipe (alpha = 1)")
-def finetuned(
-    recipe: str = "recipes/demo/merged.yaml", *, results: str = "results", member: int = 0
-) -> Encoder:
+def finetuned(recipe: str = DEMO, *, results: str = "results", member: int = 0) -> Encoder:
     """Stage 1 alone: the recipe's fine-tuned upstream number `member`."""
     plan = load_recipe(Path(recipe))
     if not 0 <= member < len(plan.tuned):
