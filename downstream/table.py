@@ -230,7 +230,8 @@ def _metric(name: str) -> str:
 
 def _plus(value: float, low: float, form: str = ".2f") -> str:
     """`5.75 ±0.40`; the intervals are symmetric."""
-    return f"{value:{form}} ±" + ("?" if math.isnan(low) else f"{value - low:.2f}")
+    shown = round(value, 2) + 0.0  # no -0.00
+    return f"{shown:{form}} ±" + ("?" if math.isnan(low) else f"{value - low:.2f}")
 
 
 def _grid(table: pd.DataFrame, tasks: Sequence[str]) -> Grid:
