@@ -149,15 +149,15 @@ def settings(args: argparse.Namespace) -> Settings:
     return Settings(args.results, workers, device, args.cache_gb, args.batch_seconds)
 
 
-def writable(results: Path) -> None:
-    """Raise UserError now if results cannot be written, not after hours."""
-    probe = results / f".probe-{os.getpid()}"
+def writable(folder: Path) -> None:
+    """Raise UserError now if a folder cannot be written, not after hours."""
+    probe = folder / f".probe-{os.getpid()}"
     try:
-        results.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"--results {results}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -273,7 +273,7 @@ def finetune(args: argparse.Namespace) -> None:
     """Stage 1."""
     from merging.finetune import build_tuned
 
-    writable(args.results)
+    writable(args.output or args.results)
     print(build_tuned(args.recipe, args.results, args.output))
 
 
@@ -301,6 +301,7 @@ def export(args: argparse.Namespace) -> None:
     from downstream.recipe import suite_folder
     from merging import names
 
+    writable(args.output if args.format == "hf" else args.output.parent)
     one = names.request(args.upstream, suite_folder("demo"), args.results)
     print(names.export(one, args.format, args.output))
 

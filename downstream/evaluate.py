@@ -17,7 +17,7 @@ from downstream.metrics import METRICS, score
 from downstream.recipe import Recipe, examples
 from downstream.results import Cell, Prediction, Score, finished, provenance, save
 from downstream.train import Data, fit, predict
-from upstream import audio, cache
+from upstream import cache
 from upstream.cache import Clip, Features
 from upstream.errors import UserError
 
@@ -97,7 +97,7 @@ def _cropped(
     items, clips = list(items), list(clips)
     windows: dict[int, list[int]] = {}
     for i in sorted({i for split in splits.values() for i in split["train"]}):
-        length = audio.seconds(*clips[i])
+        length = cache.length(clips[i])
         if length <= crop.seconds:
             windows[i] = [i]
             continue

@@ -29,6 +29,11 @@ class Metric:
     better: Direction
     unit: str = "%"
 
+    def improves(self, score: float, best: float) -> bool:
+        """Whether `score` is strictly better than `best`, or `best` is NaN: the first one."""
+        better = score > best if self.better == "higher" else score < best
+        return better or best != best
+
     @property
     def arrow(self) -> str:
         """`↓` or `↑`: where better is."""

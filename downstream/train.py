@@ -178,8 +178,7 @@ class _Run:
 
     def keep(self, dev: float, metric: Metric) -> None:
         """Remember the weights if `dev` is strictly better than ever before."""
-        better = dev > self.best if metric.better == "higher" else dev < self.best
-        if better or self.best != self.best:
+        if metric.improves(dev, self.best):
             self.best, self.weights = dev, self.copy()
 
 
@@ -196,6 +195,11 @@ def _save(path: Path, runs: list[_Run], step: int) -> None:
             for run in runs
         ],
     }
+    save_state(path, content)
+
+
+def save_state(path: Path, content: Any) -> None:
+    """torch.save that leaves the old file or the new one, never half of either."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     torch.save(content, temporary)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,11 +29,12 @@ from downstream.heads import HEADS, Head
 from downstream.metrics import METRICS, Metric, score
 from downstream.results import provenance, write_atomic
 from downstream.specaug import specaug
-from downstream.train import Stream
+from downstream.train import Stream, save_state
 from merging.card import write_card
 from merging.modules import movement
 from upstream import audio
 from upstream.base import SAMPLE_RATE
+from upstream.cache import length
 from upstream.encoders import Encoder
 from upstream.errors import UserError
 from upstream.export import WEIGHTS
@@ -168,7 +168,7 @@ class Tuning:
     def run(self) -> None:
         """Train, check that what was frozen did not move, and write the folder."""
         plan, begun = self.plan, time.monotonic()
-        seconds = torch.tensor([audio.seconds(*clip) for clip in self.prepared.clips])
+        seconds = torch.tensor([length(clip) for clip in self.prepared.clips])
         frames = (seconds * SAMPLE_RATE / self.encoder.stride).long()
         stream = Stream(self.split["train"], frames, plan.batch, plan.seed, sort=True)
         first, alone = self._restore(), int(plan.head_only * plan.steps)
@@ -240,7 +240,7 @@ class Tuning:
         self.encoder.eval()
         self.head.eval()
         errors = total = 0.0
-        order = sorted(self.split["dev"], key=lambda i: audio.seconds(*self.prepared.clips[i]))
+        order = sorted(self.split["dev"], key=lambda i: length(self.prepared.clips[i]))
         with torch.no_grad():
             for first in range(0, len(order), self.plan.batch):
                 indices = order[first : first + self.plan.batch]
@@ -250,8 +250,7 @@ class Tuning:
                     count = self.metric.count(self.prepared.targets[i], hypothesis)
                     errors, total = errors + count.errors, total + count.total
         dev = score(self.metric, errors, total)
-        better = dev > self.best if self.metric.better == "higher" else dev < self.best
-        if better or self.best != self.best:
+        if self.metric.improves(dev, self.best):
             self.best = dev
             state = self.encoder.model.state_dict()
             self.weights = {k: v.detach().clone() for k, v in state.items()}
@@ -297,10 +296,7 @@ class Tuning:
             "weights": self.weights,
             "history": self.history,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / "state.tmp"
-        torch.save(content, temporary)
-        os.replace(temporary, self.folder / "state.pt")
+        save_state(self.folder / "state.pt", content)
 
     def _restore(self) -> int:
         path = self.folder / "state.pt"

@@ -12,7 +12,7 @@ from merging.finetune import tuned_folder
 from merging.interpolation import as_encoder, load_recipe
 from upstream.base import Upstream
 from upstream.errors import UserError
-from upstream.export import to_s3prl
+from upstream.export import WEIGHTS, to_s3prl
 from upstream.resolve import parse, split_specs
 
 BUILT = ("merged", "finetuned")
@@ -46,7 +46,8 @@ def requests(specs: str, suite: Path, results: Path) -> tuple[list[Request], str
     """
     listed = [request(spec, suite, results) for spec in split_specs(specs)]
     reference = None
-    if len(listed) == 1 and (recipe := _recipe(listed[0])):
+    recipe = _recipe(listed[0])
+    if len(listed) == 1 and recipe and parse(specs)[0] != "finetuned":
         plan = load_recipe(recipe)
         reference = plan.base
         own = recipe != suite / "merged.yaml"
@@ -61,28 +62,23 @@ def requests(specs: str, suite: Path, results: Path) -> tuple[list[Request], str
 
 
 def _recipe(one: Request) -> Path | None:
-    """The merge recipe of a `merged` upstream."""
+    """The merge recipe of an upstream that is built here."""
     name, options = parse(one.spec)
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    if name != "merged":
-        return None
-    return Path(options.get("recipe") or one.options["recipe"])
+    return Path(options.get("recipe") or one.options["recipe"]) if name in BUILT else None
 
 
 def unbuilt(one: Request, results: Path) -> str:
     """What must be trained before this upstream exists; empty if nothing."""
-    name, options = parse(one.spec)
     recipe = _recipe(one)
-    if name == "finetuned":
-        recipe = Path(options.get("recipe") or one.options["recipe"])
     if recipe is None:
         return ""
     waiting = []
     for tuned in load_recipe(recipe).tuned:
         if tuned.endswith((".yaml", ".yml")):
             folder, plan = tuned_folder(recipe.parent / tuned, results)
-            if not (folder / "model.safetensors").exists():
+            if not (folder / WEIGHTS).exists():
                 waiting.append(f"{tuned}: {plan.steps} steps of fine-tuning")
     return ", ".join(waiting)
 

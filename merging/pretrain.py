@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from downstream.corpora import synthetic
+from downstream.train import save_state
 from merging.hubert import Model, encode, new_model, save
 from merging.stem import HOP, Stem, schedule, stem_outputs, train_stem, update
 from merging.targets import mfcc_targets
@@ -162,14 +163,14 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     stem_path = state / "stem.pt"
     if not stem_path.exists():
         train_stem(model, wavs, config.stem, config.seed, say)
-        _write(model.feature_extractor.state_dict(), stem_path)
+        save_state(stem_path, model.feature_extractor.state_dict())
     model.feature_extractor.load_state_dict(torch.load(stem_path))
     model.feature_extractor.requires_grad_(False)
     outputs = [stem_outputs(model, source) for source in sources]
     batches = Batches(outputs, config)
     targets_path = state / "targets.pt"
     if not targets_path.exists():
-        _write(mfcc_targets(wavs, config.clusters, config.seed), targets_path)
+        save_state(targets_path, mfcc_targets(wavs, config.clusters, config.seed))
     targets = torch.load(targets_path)
 
     torch.manual_seed(config.seed)  # again: the same heads whether or not the stem was found
@@ -209,7 +210,7 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
                 "step": step,
                 "cpu": cpu + time.process_time(),
             }
-            _write(saved, checkpoint)
+            save_state(checkpoint, saved)
             save(model, output)
 
 
@@ -226,12 +227,6 @@ def _loss(
         masked_loss += inside.item()
         right.append((logits.argmax(-1) == label)[mask].float().mean().item())
     return loss, torch.tensor([masked_loss, *right, 1.0])
-
-
-def _write(value: Any, path: Path) -> None:
-    """torch.save that leaves the old file or the new one, never half of either."""
-    torch.save(value, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
 
 
 def from_scratch(results: Path) -> Path:

@@ -165,12 +165,13 @@ def extract(
     upstream.eval()
     for (k, indices), wavs in progress(_read(clips, batches), what, len(batches)):
         hidden = forward(upstream, wavs)
-        if not torch.isfinite(hidden.mean()).all():
+        means = hidden.mean()
+        if not torch.isfinite(means).all():
             raise UserError(
                 f"{clips[indices[0]].path}: the upstream gives NaN or infinite hidden states"
             )
         for reduce in reduces:
-            kept[reduce] += _reduce(hidden, reduce)
+            kept[reduce] += [_rows(means)] if reduce == "mean" else _frames(hidden)
         lens += hidden.lens.tolist()
         if indices is plan[k][-1]:
             _write(place / f"lens-{k}.npy", np.array(lens))
@@ -209,9 +210,13 @@ def _there(place: Path, shard: int, reduce: Reduce) -> bool:
     return (place / f"{reduce}-{shard}.npy").exists()
 
 
-def _reduce(hidden: Hidden, reduce: Reduce) -> list[np.ndarray]:
-    if reduce == "mean":
-        return [hidden.mean().transpose(0, 1).cpu().numpy()]
+def _rows(means: Tensor) -> np.ndarray:
+    """[L, B, D] -> [B, L, D]."""
+    return means.transpose(0, 1).cpu().numpy()
+
+
+def _frames(hidden: Hidden) -> list[np.ndarray]:
+    """[T_i, L, D] float16 per utterance, without padding."""
     frames = hidden.layers.permute(1, 2, 0, 3).to(torch.float16).cpu().numpy()
     return [item[:n] for item, n in zip(frames, hidden.lens.tolist())]
 
