@@ -8,29 +8,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
-import soundfile
 
 from downstream.base import Example
 from downstream.corpora import manifest
+from tests.corpora import fault, wav
 from upstream import audio
-from upstream.errors import UserError
 
 SAMPLE = Path(os.environ.get("SPEECH_SAMPLE", Path(__file__).parents[2] / "shared" / "speech"))
-
-
-def wav(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, numpy.zeros(160, dtype=numpy.float32), 16000)
-
-
-def fault(call: Any, *args: Any, **options: Any) -> str:
-    """The one line that the call fails with."""
-    with pytest.raises(UserError) as caught:
-        call(*args, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def table(folder: Path, lines: list[str], name: str = "manifest.tsv") -> Path:

@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from downstream.base import Example
 from downstream.corpora.splits import split_by_rule
-from upstream.errors import UserError
-
-
-def fault(call: Any, *args: Any, **options: Any) -> str:
-    """The one line that the call fails with."""
-    with pytest.raises(UserError) as caught:
-        call(*args, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def splits(examples: list[Example]) -> Counter[str]:
-    return Counter(example.split for example in examples)
+from tests.corpora import fault, splits
 
 
 def corpus(labels: list[str], speakers: list[str]) -> list[Example]:
