@@ -22,6 +22,9 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+bench: install
+	$(BIN)/python -m tests.bench
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from upstream.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from downstream.evaluate import Prepared
-    from downstream.jobs import Settings
+    from downstream.survey import Settings
     from upstream.registry import Registry
 
 EXAMPLES = """\
@@ -25,9 +25,10 @@ examples:
   benchmark.py plan --upstream merged                     what is kept and what it would take
   benchmark.py compare hubert_demo merged                 task by task, paired, with intervals
   benchmark.py list tasks                                 what there is
-commands: plan compare list describe check finetune merge export (each has --help)
+commands: plan compare list describe check finetune merge export cache (each has --help)
 The same command again keeps what is finished and goes on where it was interrupted.
 """
+FORMATS = ("hf", "s3prl", "fairseq")
 LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods")
 
 
@@ -70,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--workers", type=_positive, help="processes (default: one per core)")
         one.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
         one.add_argument("--cache-gb", type=float, default=20.0,
-                         help="disk for frame features; beyond it they are recomputed")  # fmt: skip
+                         help="disk for features; least recently used go first")  # fmt: skip
+        one.add_argument("--features", choices=("auto", "cache", "recompute"), default="auto",
+                         help="keep frames on disk or pass the audio again at every step "
+                         "(default: keep what fits --cache-gb)")  # fmt: skip
         one.add_argument("--batch-seconds", type=float, default=32.0,
                          help="audio per encoder batch")  # fmt: skip
         one.add_argument("--reference", help="the upstream that differences are taken from")
@@ -98,13 +102,25 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("recipe", type=Path, nargs="?")
     one.add_argument("--base")
     one.add_argument("--tuned", nargs="+", default=[])
-    one.add_argument("--method", default=None)
-    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    one.add_argument("--method", help="one of `list methods` (default: linear)")
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter or a key of the recipe, e.g. alpha=0.5, only=[attention]",
+    )
+    one.add_argument("--format", default="hf", choices=(*FORMATS, "same"),
+                     help="same: the container that the base came in")  # fmt: skip
     one.add_argument("--output", type=Path, required=True)
     one = add("export", "write an upstream in another format", "export merged --output out/")
     one.add_argument("upstream")
-    one.add_argument("--format", default="hf", choices=("hf", "s3prl"))
+    one.add_argument("--format", default="hf", choices=FORMATS)
     one.add_argument("--output", type=Path, required=True)
+    one = add("cache", "features on disk: list or clear them", "cache\n  benchmark.py cache clear "
+              "hubert_demo")  # fmt: skip
+    one.add_argument("action", nargs="?", choices=("list", "clear"), default="list")
+    one.add_argument("upstream", nargs="?", help="only this name or fingerprint")
     for one in commands.choices.values():
         one.add_argument("--results", type=Path, default=Path("results"),
                          help="where results, caches and built upstreams live")  # fmt: skip
@@ -135,7 +151,7 @@ def settings(args: argparse.Namespace) -> Settings:
     """Device, processes and budgets; a results folder that cannot be written is found out now."""
     import torch
 
-    from downstream.jobs import Settings
+    from downstream.survey import Settings
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -145,8 +161,9 @@ def settings(args: argparse.Namespace) -> Settings:
             f"--device {device}: cannot be used ({str(error).splitlines()[0]})"
         ) from None
     writable(args.results)
-    workers = args.workers or (1 if device != "cpu" else os.cpu_count() or 1)
-    return Settings(args.results, workers, device, args.cache_gb, args.batch_seconds)
+    each = (os.cpu_count() or 1) if device == "cpu" else max(1, torch.cuda.device_count())
+    budgets = (args.cache_gb, args.batch_seconds)
+    return Settings(args.results, args.workers or each, device, *budgets, args.features)
 
 
 def writable(folder: Path) -> None:
@@ -162,7 +179,7 @@ def writable(folder: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score upstreams on tasks: build, extract once, train and test what is missing, compare."""
-    from downstream import jobs, table
+    from downstream import jobs, survey, table
     from downstream.recipe import suite_folder
     from downstream.results import load as load_results
     from merging.names import load, requests
@@ -173,9 +190,9 @@ def run(args: argparse.Namespace) -> None:
 
         os.environ["HUBERT_DEMO"] = str(from_scratch(args.results))  # workers inherit it
     prepared = tasks(args)
-    upstreams, reference = requests(args.upstream, suite, args.results)
+    upstreams, reference = requests(args.upstream, suite, args.results, how)
     reference = args.reference or reference
-    work = jobs.survey(upstreams, load, prepared, args.seeds, how)
+    work = survey.survey(upstreams, load, prepared, args.seeds, how)
     print(f"{work.kept} cells kept, {len(work.cells)} to compute")
     jobs.run_all(work, load, how)
     everything = load_results(args.results)
@@ -280,20 +297,20 @@ def finetune(args: argparse.Namespace) -> None:
 def merge(args: argparse.Namespace) -> None:
     """Stage 2, written to a folder."""
     from downstream.recipe import overrides
-    from merging.interpolation import MergeRecipe, load_recipe, write
+    from merging.interpolation import write
+    from merging.recipe import load_recipe, placed, recipe_of
 
-    writable(args.output)
-    params = overrides(args.set)
+    writable(args.output if args.format == "hf" else args.output.parent)
+    given = overrides(args.set)
     if args.recipe:
-        recipe = load_recipe(args.recipe, {f"params.{key}": params[key] for key in params})
+        method = {"method": args.method} if args.method else {}
+        recipe = load_recipe(args.recipe, placed({**given, **method}))
     elif args.base and args.tuned:
-        recipe = MergeRecipe("merge", args.base, args.tuned, args.method or "linear", params)
+        recipe = recipe_of(args.base, args.tuned, args.method, given)
     else:
         raise UserError("merge: give a recipe, or --base and --tuned")
-    effective = write(recipe, args.recipe or Path(), args.output, args.results)
-    for module, alpha in effective.items():
-        print(f"  {module:<12} effective alpha {alpha:.4f}")
-    print(args.output)
+    place = args.recipe or Path()
+    print("\n".join(write(recipe, place, args.output, args.results, args.format).lines()))
 
 
 def export(args: argparse.Namespace) -> None:
@@ -304,6 +321,30 @@ def export(args: argparse.Namespace) -> None:
     writable(args.output if args.format == "hf" else args.output.parent)
     one = names.request(args.upstream, suite_folder("demo"), args.results)
     print(names.export(one, args.format, args.output))
+
+
+def cache(args: argparse.Namespace) -> None:
+    """What the cache of features holds, least recently used first, or clear it."""
+    from datetime import datetime
+
+    from upstream.store import Store
+
+    store = Store(args.results / "cache")
+    entries = sorted(store.entries(), key=lambda entry: entry.used)
+    known = {name for entry in entries for name in (entry.name, entry.fingerprint)}
+    if args.upstream and args.upstream not in known:
+        raise UserError(f"cache: nothing of {args.upstream!r}{near_miss(args.upstream, known)}")
+    chosen = [e for e in entries if args.upstream in (None, e.name, e.fingerprint)]
+    for entry in chosen:
+        cleared = ""
+        if args.action == "clear":
+            cleared = "cleared" if store.remove(entry) else "kept: in use by another process"
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        print(
+            f"{entry.fingerprint}  {entry.kind:<8} {entry.clips:>7} utterances "
+            f"{entry.hours:>8.2f} h {entry.gigabytes:>8.3f} GB  {used}  {entry.name}  {cleared}"
+        )
+    print(f"{sum(entry.gigabytes for entry in chosen):.3f} GB in {store.root}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +14,11 @@ from downstream import er
 from downstream.base import Example, Labels
 from downstream.metrics import METRICS, score
 from downstream.recipe import Recipe, examples
-from downstream.results import Cell, Prediction, Score, finished, provenance, save
+from downstream.results import Cell, Prediction, Score, finished, provenance, read_cell, save
 from downstream.train import Data, fit, predict
-from upstream import cache
-from upstream.cache import Clip, Features
+from upstream import audiofiles
+from upstream.audiofiles import Clip
+from upstream.cache import Features, Kind
 from upstream.errors import UserError
 
 
@@ -32,11 +32,22 @@ class Prepared:
     targets: list[str]
     clips: list[Clip]
     splits: dict[str, dict[str, list[int]]]  # fold ("" if there are none) -> train, dev, test
-    revision: str  # 12 hex digits over recipe, targets, splits and audio sizes
+    content: str  # hash of targets, splits and audio
 
-    def place(self, results: Path, fingerprint: str) -> Path:
-        """Where the features of these clips are kept."""
-        return results / "cache" / fingerprint / cache.key(self.clips)
+    @property
+    def revision(self) -> str:
+        """12 hex digits over all that can change a score."""
+        return hashlib.sha256((self.recipe.hash + self.content).encode()).hexdigest()[:12]
+
+    @property
+    def kind(self) -> Kind:
+        """What the head needs of every utterance."""
+        return "mean" if self.recipe.kind_of_task().reduce == "mean" else self.recipe.frames
+
+    @property
+    def seconds(self) -> float:
+        """Audio that one pass takes."""
+        return sum(clip.seconds for clip in self.clips)
 
 
 class Identity(NamedTuple):
@@ -60,12 +71,14 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
             if not indices:
                 where = f"fold {fold}: " if fold else ""
                 raise UserError(f"{recipe.path}: corpus: {where}no utterances in split {part!r}")
-    clips = [Clip(e.path, e.start, e.end) for e in items]
+    clips = audiofiles.clips(
+        [(e.path, e.start, e.end) for e in items], results / "cache" / audiofiles.INDEX
+    )
     if recipe.crop:
         items, clips, splits = _cropped(recipe, items, clips, splits)
-    digest = hashlib.sha256(recipe.hash.encode())
+    digest = hashlib.sha256()
     for e, clip in zip(items, clips):
-        digest.update(f"{e.id} {e.target} {e.split} {clip[1:]} {_size(e.path)}\n".encode())
+        digest.update(f"{e.id} {e.target} {e.split} {clip.key}\n".encode())
     return Prepared(
         recipe=recipe,
         ids=[e.id for e in items],
@@ -73,15 +86,8 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
         targets=[e.target for e in items],
         clips=clips,
         splits=splits,
-        revision=digest.hexdigest()[:12],
+        content=digest.hexdigest(),
     )
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        raise UserError(f"{path}: no such audio file") from error
 
 
 def _cropped(
@@ -94,24 +100,30 @@ def _cropped(
     crop = recipe.crop
     assert crop is not None
     generator = torch.Generator().manual_seed(crop.seed)
-    items, clips = list(items), list(clips)
-    windows: dict[int, list[int]] = {}
-    for i in sorted({i for split in splits.values() for i in split["train"]}):
-        length = cache.length(clips[i])
-        if length <= crop.seconds:
-            windows[i] = [i]
-            continue
-        first = items[i].start or 0.0
-        windows[i] = list(range(len(items), len(items) + crop.per_utterance))
-        for place in torch.rand(crop.per_utterance, generator=generator).tolist():
-            start = first + place * (length - crop.seconds)
-            items.append(items[i])
-            clips.append(Clip(items[i].path, start, start + crop.seconds))
+    whole = {i for split in splits.values() for part in ("dev", "test") for i in split[part]}
+    training = {i for split in splits.values() for i in split["train"]}
+    found: list[tuple[Example, Clip]] = []  # whole utterances that no split uses are left out
+    windows: dict[int, list[int]] = {}  # index before -> indices of what it is trained on
+    places: dict[int, int] = {}  # index before -> index of the whole utterance
+    for i, (item, clip) in enumerate(zip(items, clips)):
+        long = i in training and clip.seconds > crop.seconds
+        if i in whole or not long:
+            places[i] = len(found)
+            windows[i] = [len(found)]
+            found.append((item, clip))
+        if long:
+            windows[i] = list(range(len(found), len(found) + crop.per_utterance))
+            for place in torch.rand(crop.per_utterance, generator=generator).tolist():
+                start = (item.start or 0.0) + place * (clip.seconds - crop.seconds)
+                found.append((item, clip.part(start, start + crop.seconds)))
     splits = {
-        fold: {**split, "train": [j for i in split["train"] for j in windows[i]]}
+        fold: {
+            "train": [j for i in split["train"] for j in windows[i]],
+            **{part: [places[i] for i in split[part]] for part in ("dev", "test")},
+        }
         for fold, split in splits.items()
     }
-    return items, clips, splits
+    return [item for item, _ in found], [clip for _, clip in found], splits
 
 
 def cell(identity: Identity, prepared: Prepared, seed: int) -> Cell:
@@ -128,8 +140,12 @@ def run(
     features: Features,
     results: Path,
     device: str = "cpu",
+    error: float | None = None,
 ) -> Score:
-    """Train, select and test the heads of one cell (of every fold) and save it."""
+    """Train, select and test the heads of one cell (of every fold) and save it.
+
+    `error` is the relative RMS error of 8-bit features, to be reported beside their score.
+    """
     begun = time.monotonic()
     recipe = prepared.recipe
     task = recipe.kind_of_task()
@@ -154,10 +170,12 @@ def run(
             predictions.append(Prediction(*who, prepared.targets[i], hypothesis, *count, fold))
         scores.append(score(metric, errors, total))
         lr[fold], dev[fold] = fitted.lr, fitted.dev
+    mean = sum(scores) / len(scores)
+    notes = [] if error is None else [_eight_bit(identity, prepared, seed, results, error, mean)]
     result = Score(
         metric=task.metric,
         better=metric.better,
-        score=sum(scores) / len(scores),
+        score=mean,
         lr=lr,
         dev=dev,
         n=len(predictions),
@@ -167,13 +185,26 @@ def run(
         device=device,
         recipe=recipe.as_dict(),
         source=identity.source,
-        warnings=_warnings(recipe, lr),
+        warnings=notes + _warnings(recipe, lr),
         **provenance(),
     )
     save(results, cell(identity, prepared, seed), result, predictions)
     for state in folder.glob("state*.pt"):
         state.unlink()
     return result
+
+
+def _eight_bit(
+    identity: Identity, prepared: Prepared, seed: int, results: Path, error: float, mean: float
+) -> str:
+    """What 8-bit frames cost: in the features, and in the score if there is one to compare with."""
+    recipe = replace(prepared.recipe, frames="float16")
+    folder = cell(identity, replace(prepared, recipe=recipe), seed).folder(results)
+    line = f"int8 frames: relative RMS error {error:.4f}"
+    if not (folder / "score.json").is_file():
+        return f"{line}; no score with float16 frames to compare with"
+    other = read_cell(folder / "score.json").score.score
+    return f"{line}; score {mean - other:+.2f} against float16 frames ({other:.2f})"
 
 
 def _warnings(recipe: Recipe, lr: dict[str, float]) -> list[str]:

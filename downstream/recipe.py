@@ -64,6 +64,7 @@ class Recipe:
     lexicon: list[str] = field(default_factory=list)
     folds: bool = False
     crop: Crop | None = None
+    frames: Literal["float16", "int8"] = "float16"  # how frames are kept (CTC tasks)
     expect: dict[str, float] = field(default_factory=dict)  # upstream -> the published score
     name: str = ""
     suite: str = ""

@@ -14,13 +14,13 @@ from datetime import datetime, timezone
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from downstream.metrics import Direction
-from downstream.statistics import Rows
 from upstream.errors import UserError
+
+if TYPE_CHECKING:
+    from downstream.statistics import Rows
 
 FORMAT = 1  # of score.json; a later layout must raise it
 PROJECT = Path(__file__).resolve().parents[1]
@@ -100,6 +100,8 @@ class Result:
     def rows(self) -> Rows:
         """The predictions as `statistics.Rows`."""
         columns = ["id", "speaker", "errors", "total", "fold"]
+        import pandas as pd  # a second; only tables need it
+
         table = pd.DataFrame(self.predictions, columns=Prediction._fields)[columns]
         return table.assign(seed=self.cell.seed)
 
@@ -138,7 +140,7 @@ def load(root: Path) -> list[Result]:
 
     Raises UserError naming the file if a score.json cannot be understood.
     """
-    return [_read(path) for path in sorted(root.glob("*@*/*/*@*/seed*/score.json"))]
+    return [read_cell(path) for path in sorted(root.glob("*@*/*/*@*/seed*/score.json"))]
 
 
 def provenance() -> dict[str, Any]:
@@ -186,7 +188,8 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _read(path: Path) -> Result:
+def read_cell(path: Path) -> Result:
+    """The cell of one score.json. Raises UserError naming the file if it cannot be understood."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

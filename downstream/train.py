@@ -15,15 +15,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from downstream.adam import WEIGHT_DECAY, Adam
 from downstream.base import Labels, Task
 from downstream.heads import HEADS, Head
 from downstream.metrics import METRICS, Metric, score
 from downstream.recipe import Recipe, Train
 from downstream.specaug import specaug
-from upstream.cache import Features
+from upstream.features import Features
 from upstream.progress import progress
 
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
+PREDICT_BATCH = 32  # utterances
+PREDICT_FLOATS = 1.6e8  # 640 MB of features: of HuBERT Base, 32 utterances of ten seconds
 
 
 class Data(NamedTuple):
@@ -32,6 +35,14 @@ class Data(NamedTuple):
     features: Features
     targets: list[str]
     labels: Labels
+
+
+class Batch(NamedTuple):
+    """Training features on the heads' device, read once for all of them."""
+
+    x: Tensor  # [L, B, T, D] (or [L, B, D]), contiguous: the sum over layers is then one product
+    lens: Tensor  # [B]
+    targets: list[list[int]]
 
 
 class Fitted(NamedTuple):
@@ -70,19 +81,37 @@ class Stream:
         return [self.indices[i] for i in chosen]
 
 
-def predict(head: Head, data: Data, indices: Sequence[int], batch: int = 32) -> list[str]:
+def predict(head: Head, data: Data, indices: Sequence[int]) -> list[str]:
     """Hypotheses for `indices`, in their order."""
-    device = head.layer_weights.device
-    order = sorted(indices, key=lambda i: (-int(data.features.lens[i]), i))
-    found: dict[int, str] = {}
-    head.eval()
+    return predictions([head], data, indices)[0]
+
+
+def predictions(heads: Sequence[Head], data: Data, indices: Sequence[int]) -> list[list[str]]:
+    """Hypotheses of every head for `indices`, in their order; features are read once for all."""
+    features, device = data.features, heads[0].layer_weights.device
+    found: list[dict[int, str]] = [{} for _ in heads]
+    for head in heads:
+        head.eval()
     with torch.inference_mode():
-        for first in range(0, len(order), batch):
-            chosen = order[first : first + batch]
-            x, lens = (t.to(device) for t in data.features.batch(chosen))
-            ids = head.predict(head(x, lens), lens)
-            found.update(zip(chosen, map(data.labels.decode, ids)))
-    return [found[i] for i in indices]
+        for chosen in _by_length(indices, features):
+            x, lens = (t.to(device).contiguous() for t in features.batch(chosen))
+            for head, known in zip(heads, found):
+                ids = head.predict(head(x, lens), lens)
+                known.update(zip(chosen, map(data.labels.decode, ids)))
+    return [[known[i] for i in indices] for known in found]
+
+
+def _by_length(indices: Sequence[int], features: Features) -> list[list[int]]:
+    """Batches of similar length, longest first, within PREDICT_FLOATS of padded features."""
+    lens = features.lens.tolist()
+    frames = PREDICT_FLOATS / (features.layers * features.dim)
+    batches: list[list[int]] = []
+    for i in sorted(indices, key=lambda i: (-lens[i], i)):
+        size = len(batches[-1]) if batches else PREDICT_BATCH
+        if size == PREDICT_BATCH or (size + 1) * lens[batches[-1][0]] > frames:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def rate(metric: Metric, data: Data, indices: Sequence[int], hypotheses: Sequence[str]) -> float:
@@ -119,15 +148,15 @@ def fit(
     begun = _restore(state, runs)
     saved = time.monotonic()
     for step in progress(range(begun, train.steps), what, train.steps, begun):
-        parts = [stream[step * train.accumulate + k] for k in range(train.accumulate)]
-        batches = [(*data.features.batch(part), [encoded[i] for i in part]) for part in parts]
-        for run in runs:
-            torch.manual_seed(seed * 1_000_003 + step)
-            run.step([(x.to(device), lens.to(device), y) for x, lens, y in batches])
-        if (step + 1) % train.eval_every == 0 or step + 1 == train.steps:
+        for number in range(step * train.accumulate, (step + 1) * train.accumulate):
+            batch = _batch(data, stream[number], encoded, device)
             for run in runs:
-                dev = rate(metric, data, split["dev"], predict(run.head, data, split["dev"]))
-                run.keep(dev, metric)
+                _seed(seed * 1_000_003 + number, device)
+                run.backward(batch)
+        for run in runs:
+            run.update()
+        if (step + 1) % train.eval_every == 0 or step + 1 == train.steps:
+            _select(runs, data, split["dev"], metric)
             last = step + 1 == train.steps  # of this fold, perhaps
             if state and (last or time.monotonic() - saved > SAVE_SECONDS):
                 _save(state, runs, step + 1)
@@ -136,6 +165,20 @@ def fit(
     best = max(runs, key=lambda run: sign * run.best)
     best.head.load_state_dict(best.weights)
     return Fitted(best.head, best.lr, {f"{run.lr:g}": run.best for run in runs})
+
+
+def _batch(
+    data: Data, chosen: list[int], encoded: dict[int, list[int]], device: torch.device | str
+) -> Batch:
+    x, lens = data.features.batch(chosen)
+    return Batch(x.to(device).contiguous(), lens.to(device), [encoded[i] for i in chosen])
+
+
+def _seed(number: int, device: torch.device | str) -> None:
+    """torch.manual_seed, less the stack trace that it formats (0.1 ms) while CUDA is unused."""
+    torch.default_generator.manual_seed(number)
+    if torch.device(device).type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 class _Run:
@@ -155,31 +198,41 @@ class _Run:
         self.head = HEADS[task.head](*shape, **options).to(device)
         self.head.load_state_dict(first.state_dict())
         self.parameters = [p for p in self.head.parameters() if p.requires_grad]
-        self.optimizer = getattr(torch.optim, train.optimizer)(self.parameters, lr=lr)
+        self.optimizer = Adam(self.parameters, lr, WEIGHT_DECAY[train.optimizer])
         self.best = float("nan")
         self.weights = self.copy()
 
     def copy(self) -> dict[str, Tensor]:
         return {k: v.detach().clone() for k, v in self.head.state_dict().items()}
 
-    def step(self, batches: list[tuple[Tensor, Tensor, list[list[int]]]]) -> None:
-        """One update from all micro-batches, each divided by their number (spec: s3prl runner)."""
+    def backward(self, batch: Batch) -> None:
+        """Add one micro-batch's gradients, divided by how many make an update (s3prl runner)."""
         self.head.train()
-        self.optimizer.zero_grad()
-        for x, lens, targets in batches:
-            features = self.head.weighted_sum(x)
-            if self.train.specaug:
-                features = specaug(features, lens)
-            logits = self.head.body(features, lens)
-            (self.head.loss(logits, lens, targets) / len(batches)).backward()
+        features = self.head.weighted_sum(batch.x)
+        if self.train.specaug:
+            features = specaug(features, batch.lens)
+        logits = self.head.body(features, batch.lens)
+        loss = self.head.loss(logits, batch.lens, batch.targets)
+        (loss / self.train.accumulate).backward()
+
+    def update(self) -> None:
+        """One step with clipped gradients; s3prl leaves it out if they are not finite."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.clip)
-        if torch.isfinite(norm):  # s3prl skips the update otherwise
+        if torch.isfinite(norm):
             self.optimizer.step()
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def keep(self, dev: float, metric: Metric) -> None:
         """Remember the weights if `dev` is strictly better than ever before."""
         if metric.improves(dev, self.best):
             self.best, self.weights = dev, self.copy()
+
+
+def _select(runs: list[_Run], data: Data, dev: list[int], metric: Metric) -> None:
+    """Score every head on dev, so that each may keep its best weights."""
+    for run, hypotheses in zip(runs, predictions([run.head for run in runs], data, dev)):
+        run.keep(rate(metric, data, dev, hypotheses), metric)
 
 
 def _save(path: Path, runs: list[_Run], step: int) -> None:

@@ -15,7 +15,7 @@ def merge(
     method: str = "linear",
     **params: Any,
 ) -> dict[str, Tensor]:
-    """`merging.merge(base, [tuned], alpha=0.25)`: merged weights; see `interpolation.merge`."""
-    from merging.interpolation import merge as interpolate  # torch is imported on the first use
+    """`merging.merge(base, [tuned], alpha=0.25)`: merged weights; see `engine.merge`."""
+    from merging.engine import merge as interpolate  # torch is imported on the first use
 
     return interpolate(base, tuned, method, **params)

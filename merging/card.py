@@ -2,30 +2,173 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from downstream.results import write_atomic
 
+S3PRL = {
+    "hubert": "hubert_local",
+    "wavlm": "wavlm_local",
+    "wav2vec2": "wav2vec2_local",
+    "data2vec-audio": "data2vec_local",
+}
 
-def write_card(folder: Path, record: dict[str, Any]) -> None:
+
+def write_card(folder: Path, record: Mapping[str, Any]) -> None:
     """README.md beside the weights: what they are, how they were made, how to use them."""
-    title = "Merged" if "effective_alpha" in record else "Fine-tuned"
-    lines = [f"# {title} upstream", ""]
-    for key in ("base", "tuned", "method", "params", "metric", "best_dev", "created", "seconds"):
-        if key in record:
-            value = record[key]
-            lines.append(f"- {key.replace('_', ' ')}: {value:.4g}" if isinstance(value, float) else
-                         f"- {key.replace('_', ' ')}: {value}")  # fmt: skip
-    for key, what in (("moved", "moved from the base by"), ("effective_alpha", "effective alpha")):
-        if key in record:
-            lines += ["", f"| module | {what} |", "|---|---|"]
-            for module, value in record[key].items():
-                shown = f"{100 * value:.3f} %" if key == "moved" else f"{value:.4f}"
-                lines.append(f"| {module} | {shown} |")
-    if "recipe" in record:
-        lines += ["", "Recipe:", "", "```yaml"]
-        lines += [f"{key}: {value}" for key, value in record["recipe"].items() if value != ""]
-        lines.append("```")
-    lines += ["", f"Use it: `benchmark.py --upstream hf:{folder}`", ""]
-    write_atomic(folder / "README.md", "\n".join(lines))
+    lines = _merged(folder, record) if "effective_alpha" in record else _finetuned(folder, record)
+    write_atomic(folder / "README.md", "\n".join(lines).rstrip() + "\n")
+
+
+def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    rows = ((module, f"{100 * share:.3f} %") for module, share in record["moved"].items())
+    recipe = [f"{key}: {value}" for key, value in record["recipe"].items() if value != ""]
+    return [
+        "# Fine-tuned upstream",
+        "",
+        *_facts(record, ("base", "metric", "best_dev", "created", "seconds")),
+        "",
+        *_table(("module", "moved from the base by"), rows),
+        "",
+        "Recipe:",
+        "",
+        *_block("yaml", recipe),
+        "",
+        *_use(folder, record),
+    ]
+
+
+def _merged(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    recipe, params = record["recipe"], record["params"]
+    count = len(record["tuned"])
+    what = "a fine-tuned form of it" if count == 1 else f"{count} fine-tuned forms of it"
+    rows = ((m, _alpha(value)) for m, value in record["effective_alpha"].items())
+    return [
+        f"# Merged upstream: {record['method']}, alpha {_shown(params.get('alpha', 'default'))}",
+        "",
+        f"A speech encoder whose weights lie between a pre-trained one and {what}: fine-tuning",
+        "teaches a task, merging back keeps what the encoder could do before (Speech-FT,",
+        "arXiv 2502.12672). alpha is the weight of the fine-tuned side: 0 is the base.",
+        "",
+        "## How it was made",
+        "",
+        *_facts(record, ("base", "tuned", "method", "params", "licence", "created")),
+        *_facts(recipe, ("only", "pos_conv", "several", "origin")),
+        *_digests(record),
+        "",
+        "Again, byte for byte the same weights:",
+        "",
+        *_block("", [record["command"]]),
+        "",
+        "## How far each module went",
+        "",
+        "The effective alpha is the share of the way from the base to the (mean) fine-tuned model,",
+        "measured along that way: <m - b, t - b> / |t - b|^2.",
+        "",
+        *_table(("module", "effective alpha"), rows),
+        "",
+        *_choice(record),
+        *_use(folder, record),
+        "",
+        "## Caveats",
+        "",
+        *(f"- {line}" for line in _caveats(record)),
+    ]
+
+
+def _facts(record: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    found = ((key, record[key]) for key in keys if record.get(key) not in (None, "", {}))
+    return [f"- {key.replace('_', ' ')}: {_shown(value)}" for key, value in found]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    return str(value)
+
+
+def _digests(record: Mapping[str, Any]) -> list[str]:
+    prints = record["fingerprints"]
+    tuned = ", ".join(prints["tuned"])
+    return [f"- fingerprints: base {prints['base']}, tuned {tuned}, merged {prints['merged']}"]
+
+
+def _alpha(value: float | None) -> str:
+    """NaN, or null where the record was read back: there was no way to go."""
+    if value is None or math.isnan(value):
+        return "fine-tuning left it alone"
+    return f"{value:.4f}"
+
+
+def _choice(record: Mapping[str, Any]) -> list[str]:
+    choice = record.get("choose")
+    if not choice:
+        return []
+    tasks = list(choice["dev"])
+    rows = (
+        (alpha, *(f"{choice['dev'][task][alpha]:.2f}" for task in tasks), f"{100 * gain:+.1f} %")
+        for alpha, gain in choice["gain"].items()
+    )
+    regret = ", ".join(f"{task} {points:.2f}" for task, points in choice["regret"].items())
+    return [
+        f"## Why alpha {choice['alpha']:g}",
+        "",
+        f"It has the best mean relative gain on the dev sets of {', '.join(tasks)}.",
+        f"A fixed 0.25 would be worse by (points): {regret}.",
+        "",
+        *_table(("alpha", *(f"{t} ({choice['metric'][t]})" for t in tasks), "gain"), rows),
+        "",
+    ]
+
+
+def _use(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    lines = ["## How to use it", ""]
+    family = record.get("family")
+    if record.get("file"):  # a file of the base's own kind
+        file = folder / record["file"]
+        return [*lines, f"As the base's own file: `{file}` (s3prl: `-k {file}`)."]
+    lines += ["Here:", "", *_block("", [f"benchmark.py --upstream hf:{folder}"]), ""]
+    code = ["from transformers import AutoModel", f'model = AutoModel.from_pretrained("{folder}")']
+    lines += ["In transformers:", "", *_block("python", code)]
+    if family in S3PRL:
+        converted = folder / "s3prl.pt"
+        export = f"benchmark.py export hf:{folder} --format s3prl --output {converted}"
+        run = f"python run_downstream.py -m train -u {S3PRL[family]} -k {converted} -d asr -n run"
+        lines += ["", "In s3prl:", "", *_block("", [export, run])]
+    return lines
+
+
+def _caveats(record: Mapping[str, Any]) -> list[str]:
+    lines = ["Not scored by being written: `benchmark.py --upstream` compares it with its base."]
+    if (apart := record.get("pos_conv_difference")) is not None:
+        factors = record["recipe"]["pos_conv"] == "factors"
+        done = "its factors g and v were" if factors else "the kernel was"
+        lines.append(
+            f"The positional convolution is weight-normed: {done} merged; merging factors and "
+            f"merging kernels differ by {100 * apart:.3g} % here."
+        )
+    if (fallbacks := record.get("slerp_fallbacks")) is not None:
+        lines.append(f"slerp was linear in {fallbacks} of {record['tensors']} tensors.")
+    if record["recipe"]["origin"] == "unchecked":
+        lines.append("That all models grew from the base was not checked.")
+    if record.get("choose"):
+        lines.append("alpha saw the dev sets named above: compare on their test sets only.")
+    lines.append("Pre-training heads and integer buffers are the base's.")
+    return lines
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    titles = list(head)
+    marks = ["---"] * len(titles)
+    return [f"| {' | '.join(row)} |" for row in (titles, marks, *rows)]
+
+
+def _block(language: str, lines: Iterable[str]) -> list[str]:
+    return [f"```{language}", *lines, "```"]

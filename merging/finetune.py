@@ -12,8 +12,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,18 +31,18 @@ from downstream.specaug import specaug
 from downstream.train import Stream, save_state
 from merging.card import write_card
 from merging.modules import movement
-from upstream import audio
+from upstream import audio, cache
 from upstream.base import SAMPLE_RATE
-from upstream.cache import length
 from upstream.encoders import Encoder
 from upstream.errors import UserError
 from upstream.export import WEIGHTS
 from upstream.names import module_of
 from upstream.progress import progress
 from upstream.schema import bind, build, read_yaml
+from upstream.store import Store, free_bytes
 
 SAVE_SECONDS = 300.0
-CNN_CACHE_BYTES = 4e9  # outputs of the frozen CNN are kept in memory up to this
+FREE_SHARE = 0.5  # of the free disk that the outputs of the frozen CNN may take
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def build_tuned(path: Path, results: Path, output: Path | None = None) -> Path:
     key = _key(plan, encoder, prepared)
     folder = output or results / "upstreams" / f"{plan.name}@{key}"
     if not (folder / WEIGHTS).exists():
-        Tuning(plan, encoder, prepared, folder, key).run()
+        Tuning(plan, encoder, prepared, folder, key).run(Store(results / "cache"))
         return folder
     record = folder / "finetune.json"
     if not record.exists() or json.loads(record.read_text())["key"] != key:
@@ -156,19 +155,19 @@ class Tuning:
         torch.manual_seed(plan.seed)
         head = HEADS[task.head]
         self.head: Head = head(1, encoder.dim, self.labels.size, **plan.head).to(self.device)
+        self.start = encoder.fingerprint()
         self.base = {k: v.detach().clone() for k, v in encoder.model.state_dict().items()}
         self.best, self.weights = float("nan"), self.base
         # Parameters without a gradient keep Adam's state empty, so one group serves both phases.
         self.parameters = [*encoder.model.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=plan.lr)
-        self.outputs: dict[int, Tensor] = {}  # of the frozen CNN: [T, C] by utterance
-        self.stored = 0.0
         self.history: list[dict[str, float]] = []
 
-    def run(self) -> None:
+    def run(self, store: Store) -> None:
         """Train, check that what was frozen did not move, and write the folder."""
         plan, begun = self.plan, time.monotonic()
-        seconds = torch.tensor([length(clip) for clip in self.prepared.clips])
+        self.outputs = self._outputs(store)
+        seconds = torch.tensor([clip.seconds for clip in self.prepared.clips])
         frames = (seconds * SAMPLE_RATE / self.encoder.stride).long()
         stream = Stream(self.split["train"], frames, plan.batch, plan.seed, sort=True)
         first, alone = self._restore(), int(plan.head_only * plan.steps)
@@ -215,32 +214,33 @@ class Tuning:
         if torch.isfinite(norm):
             self.optimizer.step()
 
+    def _outputs(self, store: Store) -> Callable[[Sequence[int]], tuple[Tensor, Tensor]]:
+        """Outputs of the frozen CNN: from disk, shared with scoring, if there is room for them."""
+        clips, cnn = self.prepared.clips, self.encoder.cnn_fingerprint()
+        size = cache.bytes_of(self.encoder, "cnn", self.prepared.seconds)
+        if cnn is None or size > FREE_SHARE * free_bytes(store.root):
+            return self._convolve
+        missing = store.missing(cnn, "cnn", clips)
+        cache.extract(self.encoder, missing, ["cnn"], store, name=self.plan.upstream)
+        return store.open(cnn, "cnn", clips).batch
+
+    def _convolve(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        batch, lens = audio.pad([self.prepared.clips[i].load() for i in indices])
+        with torch.no_grad():
+            x, kept, _ = self.encoder.convolve(batch.to(self.device), lens.to(self.device))
+        return x[None], kept
+
     def _last_hidden(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """[B, T, D] and lens: the encoder on the frozen CNN's outputs, computed once each."""
-        new = [i for i in indices if i not in self.outputs]
-        outputs = {i: self.outputs[i] for i in indices if i in self.outputs}
-        if new:
-            with ThreadPoolExecutor(2) as pool:
-                wavs = list(pool.map(lambda i: audio.load(*self.prepared.clips[i]), new))
-            batch, lens = audio.pad(wavs)
-            with torch.no_grad():
-                x, kept, _ = self.encoder.convolve(batch.to(self.device), lens.to(self.device))
-            for i, item, n in zip(new, x, kept.tolist()):
-                outputs[i] = item[:n].clone()
-                if self.stored < CNN_CACHE_BYTES:
-                    self.outputs[i] = outputs[i]
-                    self.stored += outputs[i].nbytes
-        items = [outputs[i] for i in indices]
-        lens = torch.tensor([len(item) for item in items], device=self.device)
-        x = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
-        return self.encoder.contextual(x, lens, lens).layers[-1], lens
+        """[B, T, D] and lens."""
+        x, lens = (t.to(self.device) for t in self.outputs(indices))
+        return self.encoder.contextual(x[0], lens, lens).layers[-1], lens
 
     def _evaluate(self, step: int) -> None:
         """Score dev; strictly better weights are kept."""
         self.encoder.eval()
         self.head.eval()
         errors = total = 0.0
-        order = sorted(self.split["dev"], key=lambda i: length(self.prepared.clips[i]))
+        order = sorted(self.split["dev"], key=lambda i: self.prepared.clips[i].seconds)
         with torch.no_grad():
             for first in range(0, len(order), self.plan.batch):
                 indices = order[first : first + self.plan.batch]
@@ -272,6 +272,8 @@ class Tuning:
             "recipe": dataclasses.asdict(self.plan),
             "task": self.prepared.recipe.as_dict(),
             "base": self.encoder.source,
+            "base_fingerprint": self.start,
+            "family": self.encoder.family,
             "metric": self.metric.name,
             "best_dev": self.best,
             "history": self.history,

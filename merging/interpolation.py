@@ -2,96 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Any, Literal, NamedTuple
 
 import upstream
+from downstream import recipe as task_recipes
+from downstream.evaluate import Prepared, prepare
 from downstream.recipe import RECIPES
 from downstream.results import finite, provenance, write_atomic
+from merging import choose as choosing
+from merging.calibrate import calibrated
 from merging.card import write_card
+from merging.choose import Choice
+from merging.engine import Report, State, merge, merge_tensors
 from merging.finetune import build_tuned
-from merging.methods import METHODS
-from merging.modules import effective_alpha
-from upstream.base import UPSTREAMS, Upstream
+from merging.matching import recorded_base, require_origin
+from merging.methods import STATISTICS
+from merging.recipe import YAML, MergeRecipe, command, load_recipe, tuned_on
+from merging.rules import Weights
+from upstream import container, export
+from upstream.base import UPSTREAMS, Upstream, fingerprint
+from upstream.checkpoint import Checkpoint
 from upstream.encoders import Encoder
-from upstream.errors import UserError
-from upstream.schema import bind, build, read_yaml
+from upstream.errors import UserError, near_miss
+from upstream.names import without_pretraining
 
-State = dict[str, Tensor]
+__all__ = ["MergeRecipe", "load_recipe", "merge", "merged", "write"]
 
 DEMO = str(RECIPES / "demo" / "merged.yaml")
-# The pre-training head keeps the base's values, as in the released code (merge_utils.py).
-PRETRAINING_HEAD = ("final_proj", "label_embs_concat", "quantizer", "project_q", "project_hid")
-
-
-@dataclass(frozen=True)
-class MergeRecipe:
-    """How to make a merged upstream."""
-
-    kind: Literal["merge"]
-    base: str  # an upstream name
-    tuned: list[str]  # fine-tuning recipes beside this file, or upstream names
-    method: str = "linear"
-    params: dict[str, Any] = field(default_factory=dict)
-    compare: list[str] = field(default_factory=list)  # scored together with the merged upstream
-
-
-def merge(
-    base: Mapping[str, Tensor],
-    tuned: Sequence[Mapping[str, Tensor]],
-    method: str = "linear",
-    **params: Any,
-) -> State:
-    """Merged weights, float32, tensor by tensor.
-
-    Weight-normed kernels are merged as their factors g and v (the paper's released code); integer
-    tensors and the pre-training head are the base's. Raises UserError for models that do not match
-    (showing the first differences), a wrong parameter, and a result that is not finite.
-    """
-    combine = METHODS[method]
-    params = bind(combine, params, f"merging method {method}", given=("base", "tuned"))
-    if not tuned:
-        raise UserError("nothing to merge: give at least one fine-tuned upstream")
-    for number, other in enumerate(tuned, 1):
-        _require_match(base, other, f"tuned model {number}")
-    merged: State = {}
-    for name, tensor in base.items():
-        if name.startswith(PRETRAINING_HEAD) or not tensor.is_floating_point():
-            merged[name] = tensor.clone()
-            continue
-        merged[name] = combine(tensor.float(), [t[name].float() for t in tuned], **params)
-        if not torch.isfinite(merged[name]).all():
-            raise UserError(f"the merge of {name} is not finite; look for NaN in the inputs")
-    return merged
-
-
-def _require_match(base: Mapping[str, Tensor], other: Mapping[str, Tensor], which: str) -> None:
-    faults = [f"{k} is missing" for k in base if k not in other]
-    faults += [f"{k} is not in the base" for k in other if k not in base]
-    faults += [
-        f"{k} is {tuple(other[k].shape)}, not {tuple(base[k].shape)}"
-        for k in base
-        if k in other and base[k].shape != other[k].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise UserError(f"{which} does not match the base: {'; '.join(faults[:3])}{more}")
-
-
-def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeRecipe:
-    """Read and check a merge recipe."""
-    recipe = build(MergeRecipe, read_yaml(path, overrides), str(path))
-    where = f"{path}: params"
-    bind(METHODS[recipe.method], recipe.params, where, given=("base", "tuned"))
-    if not recipe.tuned:
-        raise UserError(f"{path}: tuned: name at least one fine-tuning recipe or upstream")
-    return recipe
+Form = Literal["hf", "s3prl", "fairseq", "same"]
 
 
 def as_encoder(found: Upstream, name: str) -> Encoder:
@@ -101,30 +45,93 @@ def as_encoder(found: Upstream, name: str) -> Encoder:
     return found
 
 
-def combine(base: Encoder, tuned: Sequence[Encoder], method: str, **params: Any) -> Encoder:
-    """`base` with merged weights, in place; all must be of one architecture."""
-    for other in tuned:
-        if other.identity() != base.identity():
-            ours, theirs = base.identity(), other.identity()
-            wrong = [f"{k} {theirs.get(k)}, not {v}" for k, v in ours.items() if theirs.get(k) != v]
-            raise UserError(f"{other.source}: is not like {base.source}: {'; '.join(wrong[:3])}")
-    states = [other.model.state_dict() for other in tuned]
-    base.model.load_state_dict(merge(base.model.state_dict(), states, method, **params))
-    return base
-
-
 def base_of(plan: MergeRecipe) -> Encoder:
     """The recipe's pre-trained upstream."""
     return as_encoder(upstream.load(plan.base), plan.base)
 
 
-def tuned_of(plan: MergeRecipe, recipe: Path, results: Path) -> list[Encoder]:
+def tuned_names(plan: MergeRecipe, recipe: Path, results: Path) -> list[str]:
     """The recipe's fine-tuned upstreams; what is missing is fine-tuned now."""
-    names = [
-        str(build_tuned(recipe.parent / n, results)) if n.endswith((".yaml", ".yml")) else n
-        for n in plan.tuned
+    return [
+        str(build_tuned(recipe.parent / n, results)) if n.endswith(YAML) else n for n in plan.tuned
     ]
+
+
+def tuned_of(plan: MergeRecipe, recipe: Path, results: Path) -> list[Encoder]:
+    """The same, loaded."""
+    names = tuned_names(plan, recipe, results)
     return [as_encoder(upstream.load(name), name) for name in names]
+
+
+def combine(
+    base: Encoder,
+    tuned: Sequence[Encoder],
+    plan: MergeRecipe,
+    recipe: Path,
+    results: Path,
+    report: Report | None = None,
+) -> State:
+    """The merged weights of encoders. Raises UserError for models that do not match."""
+    require_related(base, tuned, plan)
+    stats: Sequence[Weights] | None = None
+    if (kind := STATISTICS.get(plan.method)) and plan.calibrate:
+        stats = calibrated(kind, [base, *tuned], plan.calibrate, recipe.parent, results)
+    weights, *others = (one.model.state_dict() for one in (base, *tuned))
+    settings = (plan.method, plan.params, plan.settings, stats, report)
+    return dict(merge_tensors(weights, others, *settings))
+
+
+def require_related(base: Encoder, tuned: Sequence[Encoder], plan: MergeRecipe) -> None:
+    """UserError unless all are of one architecture and, if it is to be checked, of one origin."""
+    for number, other in enumerate(tuned, 1):
+        if other.identity() != base.identity():
+            ours, theirs = base.identity(), other.identity()
+            wrong = [f"{k} {theirs.get(k)}, not {v}" for k, v in ours.items() if theirs.get(k) != v]
+            raise UserError(f"{other.source}: is not like {base.source}: {'; '.join(wrong[:3])}")
+        if plan.origin == "checked":
+            # a later model of a sequence may have been fine-tuned from the merge before it
+            first = plan.several != "sequential" or number == 1
+            recorded = recorded_base(Path(other.source)) if first else None
+            own = base.fingerprint() if recorded else None
+            weights = (base.model.state_dict(), other.model.state_dict())
+            require_origin(*weights, f"tuned model {number} ({other.source})", recorded, own)
+
+
+def choice_tasks(plan: MergeRecipe, recipe: Path, results: Path) -> list[Prepared]:
+    """The held-out tasks beside the recipe whose dev scores choose alpha. Raises UserError."""
+    assert plan.choose is not None
+    choosing.require_held_out(plan.choose, tuned_on(plan, recipe), str(recipe))
+    suite = task_recipes.suite(str(recipe.parent))
+    for task in plan.choose.tasks:
+        if task not in suite:
+            raise UserError(f"{recipe}: choose: tasks: no {task!r}{near_miss(task, suite)}")
+    return [prepare(task_recipes.load(suite[task]), results) for task in plan.choose.tasks]
+
+
+def choice_place(
+    plan: MergeRecipe, models: Sequence[Encoder], tasks: Sequence[Prepared], results: Path
+) -> Path:
+    """Where the alpha that a recipe chooses for [base, *tuned] is kept."""
+    rule = dataclasses.asdict(replace(plan, base="", tuned=[], compare=[]))
+    prints = [one.fingerprint() for one in models]
+    return choosing.place(results, choosing.key([rule, prints], tasks))
+
+
+def settled(
+    plan: MergeRecipe, recipe: Path, models: Sequence[Encoder], results: Path, chosen: str = ""
+) -> tuple[MergeRecipe, Choice | None]:
+    """The recipe with the alpha that it chooses, and the choice. UserError if there is none yet."""
+    if plan.choose is None:
+        return plan, None
+    tasks = [] if chosen else choice_tasks(plan, recipe, results)
+    place = Path(chosen) if chosen else choice_place(plan, models, tasks, results)
+    if not chosen and not place.is_file():
+        raise UserError(
+            f"{recipe}: chooses its alpha, which is not done yet: run benchmark.py --upstream "
+            f"{recipe} first, or give an alpha"
+        )
+    choice = choosing.read(place)
+    return replace(plan, params={**plan.params, "alpha": choice.alpha}, choose=None), choice
 
 
 @UPSTREAMS.register("merged", about="a merge recipe's upstream, built when it is first asked for")
@@ -134,19 +141,31 @@ def merged(
     results: str = "results",
     method: str | None = None,
     alpha: float | None = None,
+    chosen: str = "",
 ) -> Encoder:
-    """Stage 2 on the recipe's base and fine-tuned upstreams; `alpha` and `method` override it."""
+    """Stage 2 on the recipe's base and fine-tuned upstreams; `alpha` and `method` override it.
+
+    `chosen`: the file with the alpha of a recipe that chooses it; looked up if not given.
+    """
     path = Path(recipe)
-    plan = load_recipe(path)
+    plan = altered(load_recipe(path), method, alpha)
+    base, *tuned = base_of(plan), *tuned_of(plan, path, Path(results))
+    plan, choice = settled(plan, path, [base, *tuned], Path(results), chosen)
+    weights = combine(base, tuned, plan, path, Path(results))
+    base.model.load_state_dict(weights, assign=True)
+    facts = ", ".join(f"{key} {value}" for key, value in plan.params.items())
+    why = f" (chosen on {', '.join(choice.dev)})" if choice else ""
+    base.source = f"{path}: {plan.method} {facts}{why}"
+    return base
+
+
+def altered(plan: MergeRecipe, method: str | None, alpha: float | None) -> MergeRecipe:
+    """The recipe with another method or alpha; a given alpha replaces a choice."""
     if method is not None:
         plan = replace(plan, method=method)
     if alpha is not None:
-        plan = replace(plan, params={**plan.params, "alpha": alpha})
-    tuned = tuned_of(plan, path, Path(results))
-    encoder = combine(base_of(plan), tuned, plan.method, **plan.params)
-    settings = ", ".join(f"{k} {v}" for k, v in plan.params.items())
-    encoder.source = f"{path}: {plan.method} {settings}"
-    return encoder
+        plan = replace(plan, params={**plan.params, "alpha": alpha}, choose=None)
+    return plan
 
 
 @UPSTREAMS.register("finetuned", about="the fine-tuned upstream of a merge recipe (alpha = 1)")
@@ -158,26 +177,99 @@ def finetuned(recipe: str = DEMO, *, results: str = "results", member: int = 0) 
     return tuned_of(plan, Path(recipe), Path(results))[member]
 
 
-def write(plan: MergeRecipe, recipe: Path, output: Path, results: Path) -> dict[str, float]:
-    """Merge and write weights, record and card to `output`; the effective alpha per module."""
-    tuned = tuned_of(plan, recipe, results)
-    before = base_of(plan)
-    source, start = before.source, {k: v.clone() for k, v in before.model.state_dict().items()}
-    prints = {"base": before.fingerprint(), "tuned": [t.fingerprint() for t in tuned]}
-    encoder = combine(before, tuned, plan.method, **plan.params)
-    states = [t.model.state_dict() for t in tuned]
-    effective = effective_alpha(start, states, encoder.model.state_dict())
+class Written(NamedTuple):
+    """What a merge wrote down about itself."""
+
+    effective_alpha: dict[str, float]
+    record: dict[str, Any]
+
+    def lines(self) -> list[str]:
+        """To print: the effective alpha per module and what else was measured."""
+        rows = [f"  {m:<12} effective alpha {a:.4f}" for m, a in self.effective_alpha.items()]
+        if (moved := self.record["pos_conv_difference"]) is not None:
+            rows.append(f"  kernel of pos_conv: factors or kernel, {100 * moved:.3g} % apart")
+        if (count := self.record["slerp_fallbacks"]) is not None:
+            rows.append(f"  slerp was linear in {count} of {self.record['tensors']} tensors")
+        return rows
+
+
+def write(
+    plan: MergeRecipe, recipe: Path, output: Path, results: Path, form: Form = "hf"
+) -> Written:
+    """Merge, and write weights, config, merge.json and README.md to the folder `output`.
+
+    `form`: `hf`, a `model.pt` of `s3prl` or `fairseq`, or `same`: the base's own kind of file,
+    whatever the architecture. Weights and config are the same, byte by byte, from run to run.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    report = Report()
+    if form == "same":
+        record = _write_same(plan, recipe, output, results, report)
+    else:
+        record = _write_encoder(plan, recipe, output, results, form, report)
     record = {
-        "base": source,
-        "tuned": [t.source for t in tuned],
+        "recipe": dataclasses.asdict(plan),
+        "command": command(plan, recipe, output, form),
         "method": plan.method,
         "params": plan.params,
-        "fingerprints": {**prints, "merged": encoder.fingerprint()},
-        "effective_alpha": effective,
+        **record,
+        **report.record(),
         **provenance(),
     }
-    output.mkdir(parents=True, exist_ok=True)
     write_atomic(output / "merge.json", json.dumps(finite(record), indent=1) + "\n")
     write_card(output, record)
-    encoder.save(output)
-    return effective
+    return Written(report.effective.result(), record)
+
+
+def _write_encoder(
+    plan: MergeRecipe, recipe: Path, output: Path, results: Path, form: Form, report: Report
+) -> dict[str, Any]:
+    base, *tuned = base_of(plan), *tuned_of(plan, recipe, results)
+    plan, choice = settled(plan, recipe, [base, *tuned], results)
+    sources = {"base": base.source, "tuned": [one.source for one in tuned]}
+    file = "" if form == "hf" else "model.pt"
+    with ThreadPoolExecutor() as pool:  # digests and merging do not wait for each other
+        prints = [pool.submit(one.fingerprint) for one in (base, *tuned)]
+        weights = combine(base, tuned, plan, recipe, results, report)
+        state = {f"model.{name}": tensor for name, tensor in weights.items()}
+        prints.append(pool.submit(fingerprint, base.identity(), state))
+        config = base.config.to_dict()
+        found = Checkpoint(base.family, config, weights, base.normalize, base.source)
+        export.write(found, form, output / file)
+    first, *others, last = (one.result() for one in prints)
+    return {
+        **sources,
+        "family": base.family,
+        "file": file,
+        "licence": base.licence,
+        "params": plan.params,
+        "base_fingerprint": first,
+        "fingerprints": {"base": first, "tuned": others, "merged": last},
+        "choose": dataclasses.asdict(choice) if choice else None,
+    }
+
+
+def _write_same(
+    plan: MergeRecipe, recipe: Path, output: Path, results: Path, report: Report
+) -> dict[str, Any]:
+    """Merge files as they are: any architecture, if its tensors have the same names."""
+    if plan.choose or plan.calibrate:
+        raise UserError(f"{recipe}: choose and calibrate need --format hf: they run the encoder")
+    names = [plan.base, *tuned_names(plan, recipe, results)]
+    states = [without_pretraining(container.open_container(name).state) for name in names]
+    base, *tuned = states
+    if plan.origin == "checked":
+        for number, other in enumerate(tuned, 1):
+            require_origin(base, other, f"tuned model {number} ({names[number]})", None, None)
+    weights = dict(
+        merge_tensors(base, tuned, plan.method, plan.params, plan.settings, None, report)
+    )
+    source = Path(plan.base)
+    container.write(source, weights, output if source.is_dir() else output / source.name)
+    prints = [fingerprint({}, one) for one in (*states, weights)]
+    return {
+        "base": plan.base,
+        "tuned": names[1:],
+        "file": "" if source.is_dir() else source.name,
+        "fingerprints": {"base": prints[0], "tuned": prints[1:-1], "merged": prints[-1]},
+    }

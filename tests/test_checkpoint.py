@@ -19,7 +19,7 @@ from upstream import checkpoint, names
 from upstream.encoders import Encoder, load
 from upstream.errors import UserError
 from upstream.export import to_s3prl
-from upstream.names import canonical, module_of, to_fairseq
+from upstream.names import canonical, module_of, place_of, to_fairseq
 
 BASE_WIDTH = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 1}
 
@@ -95,9 +95,35 @@ def test_modules(tmp_path: Path) -> None:
     parts = {"cnn", "projection", "pos_conv", "norm", "other", *layers}
     assert {module_of(name) for name in state} == parts
     assert [name for name in state if module_of(name) == "other"] == ["masked_spec_embed"]
+    assert {place_of(name).layer for name in state} == {None, 1, 2, 3}
     assert module_of("encoder.layers.0.attention.rel_attn_embed.weight") == "layer 1"
     assert module_of("encoder.layer_norm.weight") == "norm"
     assert module_of("feature_projection.layer_norm.bias") == "projection"
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "part"),
+    [
+        ("feature_extractor.conv_layers.0.conv.weight", "cnn", "conv"),
+        ("feature_extractor.conv_layers.0.layer_norm.bias", "cnn", "layer_norm"),
+        ("feature_projection.projection.weight", "projection", "projection"),
+        ("feature_projection.layer_norm.weight", "projection", "layer_norm"),
+        ("encoder.pos_conv_embed.layers.4.conv.bias", "pos_conv", "pos_conv"),
+        ("encoder.layers.11.attention.gru_rel_pos_const", "layer 12", "attention"),
+        ("encoder.layers.0.feed_forward.output_dense.bias", "layer 1", "ffn"),
+        ("encoder.layers.0.layer_norm.bias", "layer 1", "layer_norm"),
+        ("encoder.layers.0.final_layer_norm.bias", "layer 1", "layer_norm"),
+        ("encoder.layer_norm.weight", "norm", "layer_norm"),
+        ("final_proj.weight", "head", "head"),
+        ("quantizer.codevectors", "head", "head"),
+        ("masked_spec_embed", "other", "other"),
+    ],
+)
+def test_places(name: str, module: str, part: str) -> None:
+    place = place_of(name)
+    assert (place.module, place.part) == (module, part)
+    depth = int(module.split()[1]) if module.startswith("layer ") else None
+    assert place.layer == depth
 
 
 def fairseq(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -165,7 +191,18 @@ def test_transformers_files_old_and_new(tmp_path: Path) -> None:
     half = len(state) // 2  # sharded
     for i, part in enumerate((list(state.items())[:half], list(state.items())[half:])):
         safetensors.torch.save_file(dict(part), folder / f"model-0000{i}-of-00002.safetensors")
+    assert "there is no index" in complaint(folder)
+    index = folder / "model.safetensors.index.json"
+    shards = {name: f"model-0000{i * 2 // len(state)}-of-00002.safetensors"
+              for i, name in enumerate(state)}  # fmt: skip
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     assert load(folder).fingerprint() == encoder.fingerprint()
+    (folder / "model-00001-of-00002.safetensors").rename(folder / "elsewhere")
+    assert "names 'model-00001-of-00002.safetensors', which is not there" in complaint(folder)
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere"}}))
+    assert "names '../elsewhere', which is not there" in complaint(folder)
+    index.write_text("[]")
+    assert "not an object" in complaint(folder)
 
 
 def test_without_a_preprocessor_the_cnn_decides(tmp_path: Path) -> None:

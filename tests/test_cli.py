@@ -85,7 +85,7 @@ def test_recomputed_features_give_the_same_task(
 ) -> None:
     words = ("--suite", suite, "--downstream", "word", "--upstream", "fbank", "--workers", 1)
     assert call(*words, "--results", tmp_path / "a", "--cache-gb", 0) == 0
-    assert not list((tmp_path / "a").rglob("frames-*.npy"))
+    assert not list((tmp_path / "a" / "cache").rglob("float16"))
     assert call(*words, "--results", tmp_path / "b") == 0
     a, b = scores(tmp_path / "a"), scores(tmp_path / "b")
     assert a.keys() == b.keys() and all(abs(a[k] - b[k]) <= 15 for k in a)  # float16 or float32
@@ -219,8 +219,30 @@ def test_plan_builds_nothing_and_then_says_kept(
     words = ("plan", "--upstream", "merged", "--suite", recipes, "--results", tmp_path / "r")
     assert call(*words) == 0
     out = capsys.readouterr().out
-    assert "20 steps of fine-tuning" in out and "same pass" in out
+    assert "20 steps of fine-tuning" in out and "float16 0.0" in out
     assert not list((tmp_path / "r").rglob("*.safetensors"))
+
+
+def test_cache_is_listed_and_cleared_by_name(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--results", tmp_path / "r")
+    words = ("--upstream", "fbank,fbank_no_cmvn", "--suite", suite, "--seeds", 1, "--workers", 1)
+    assert call(*words, *where) == 0
+    capsys.readouterr()
+    assert call("cache", *where) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and sum("float16" in line for line in lines) == 2
+    assert all("72 utterances" in line for line in lines[:4])
+    assert call("cache", "clear", "fbnk", *where) == 2
+    assert "did you mean fbank" in capsys.readouterr().err
+    assert call("cache", "clear", "fbank", *where) == 0
+    assert capsys.readouterr().out.count("cleared") == 2
+    assert call("cache", *where) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 3 and out.count("fbank_no_cmvn") == 2
+    assert call(*words, *where) == 0, "finished cells need no features"
+    assert "4 cells kept, 0 to compute" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", benchmark.LISTS)

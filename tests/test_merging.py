@@ -1,88 +1,29 @@
-"""Stage 1 and stage 2: what is frozen stays, the schedule, and the properties of a merge."""
+"""Stage 1 and stage 2: what is frozen stays, the schedule, and merged upstreams and folders."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import yaml
 
-import merging
 import upstream
-from merging import finetune, interpolation
-from merging.methods import METHODS
-from merging.modules import effective_alpha
+from merging import finetune, interpolation, matching
+from merging.recipe import command, load_recipe, placed, recipe_of
 from tests import tiny
 from upstream.errors import UserError
-
-NUMBERS = st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4)
 
 
 def test_schedule_is_the_papers() -> None:
     """Golden values, spec section 3.1."""
     rate = [finetune.schedule(s, 50_000) for s in (0, 2_500, 5_000, 24_999, 37_500, 50_000)]
     assert rate == [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
-
-
-@settings(max_examples=50, deadline=None)
-@given(NUMBERS, NUMBERS, NUMBERS)
-def test_linear_properties(base: list[float], one: list[float], two: list[float]) -> None:
-    b, s, t = torch.tensor(base), torch.tensor(one), torch.tensor(two)
-    linear = METHODS["linear"]
-    assert torch.equal(linear(b, [s], alpha=0.0), b)
-    assert torch.allclose(linear(b, [s], alpha=1.0), s, atol=1e-5)
-    assert torch.allclose(linear(b, [s, t], alpha=0.3), linear(b, [t, s], alpha=0.3), atol=1e-6)
-
-
-def test_merge_is_float32_and_leaves_the_pretraining_head_and_integers() -> None:
-    base = {
-        "w": torch.tensor([1.0, 2.0], dtype=torch.bfloat16), "n": torch.tensor([3]),
-        "final_proj.weight": torch.ones(2), "label_embs_concat": torch.ones(2),
-    }  # fmt: skip
-    tuned = {k: v + 1 for k, v in base.items()}
-    merged = merging.merge(base, [tuned], alpha=0.25)
-    assert merged["w"].dtype == torch.float32
-    assert torch.equal(merged["w"], torch.tensor([1.25, 2.25]))
-    for kept in ("n", "final_proj.weight", "label_embs_concat"):
-        assert torch.equal(merged[kept], base[kept])
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda s: s.pop("a"), "a is missing"),
-        (lambda s: s.update(c=torch.ones(1)), "c is not in the base"),
-        (lambda s: s.update(a=torch.ones(3)), r"a is \(3,\), not \(2,\)"),
-        (lambda s: s.update(a=torch.full((2,), float("nan"))), "merge of a is not finite"),
-    ],
-)
-def test_mismatched_models_are_refused(change, message: str) -> None:  # type: ignore[no-untyped-def]
-    base = {"a": torch.ones(2), "b": torch.ones(1)}
-    tuned = dict(base)
-    change(tuned)
-    with pytest.raises(UserError, match=message):
-        merging.merge(base, [tuned])
-
-
-def test_wrong_method_and_parameter_have_near_matches() -> None:
-    base = {"a": torch.ones(2)}
-    with pytest.raises(UserError, match="did you mean linear"):
-        merging.merge(base, [base], method="linaer")
-    with pytest.raises(UserError, match="did you mean alpha"):
-        merging.merge(base, [base], alhpa=0.5)
-    with pytest.raises(UserError, match="alpha: must be float"):
-        merging.merge(base, [base], alpha="much")
-
-
-def test_effective_alpha_is_the_alpha_of_a_linear_merge() -> None:
-    base, tuned = (tiny.encoder("hubert", seed=s).model.state_dict() for s in (0, 1))
-    merged = merging.merge(base, [tuned], alpha=0.25)
-    found = effective_alpha(base, [tuned], merged)
-    assert {"cnn", "pos_conv", "layer 1"} <= set(found)
-    assert all(abs(alpha - 0.25) < 1e-5 for alpha in found.values())
 
 
 @pytest.mark.parametrize("name", ["finetune", "finetune_word"])
@@ -140,9 +81,159 @@ def test_merged_upstream_is_built_on_demand_and_identified_by_its_weights(
     prints = {a: upstream.load("merged", alpha=a, **where).fingerprint() for a in (0.0, 0.25, 1.0)}
     assert upstream.load("merged", **where).fingerprint() == prints[0.25]
     assert len(set(prints.values())) == 3
-    base = upstream.load(interpolation.load_recipe(recipes / "merged.yaml").base)
+    base = upstream.load(load_recipe(recipes / "merged.yaml").base)
     assert prints[0.0] == base.fingerprint()
     tuned = upstream.load("finetuned", **where)
     merged = upstream.load("merged", alpha=1.0, **where)
     for name, tensor in merged.state_dict().items():
         assert torch.allclose(tensor, tuned.state_dict()[name], atol=1e-6)
+
+
+def related(folder: Path, seed: int = 1, size: float = 0.01, variant: str = "hubert") -> Path:
+    """A tiny model folder and a fine-tuned form of it beside."""
+    base = tiny.hf_folder(folder, variant)
+    tuned = folder / f"tuned-{seed}"
+    shutil.copytree(base, tuned)
+    state = safetensors.torch.load_file(base / "model.safetensors")
+    rng = torch.Generator().manual_seed(seed)
+    moved = {name: t + size * torch.randn(t.shape, generator=rng) for name, t in state.items()}
+    safetensors.torch.save_file(moved, tuned / "model.safetensors", {"format": "pt"})
+    return base
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_written_folder_is_complete_and_the_same_every_time(tmp_path: Path) -> None:
+    base = related(tmp_path)
+    plan = recipe_of(str(base), [str(tmp_path / "tuned-1")], None, {"alpha": [0.1, 0.5]})
+    found = [
+        interpolation.write(plan, Path(), tmp_path / out, tmp_path / "r") for out in ("a", "b")
+    ]
+    one, two = digests(tmp_path / "a"), digests(tmp_path / "b")
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        assert one[name] == two[name]
+    record = json.loads((tmp_path / "a" / "merge.json").read_text())
+    merged = upstream.load(str(tmp_path / "a"))
+    assert record["fingerprints"]["merged"] == merged.fingerprint()
+    assert record["base_fingerprint"] == upstream.load(str(base)).fingerprint()
+    assert len(record["fingerprints"]["tuned"]) == 1
+    effective = record["effective_alpha"]
+    assert [effective[f"layer {n}"] for n in (1, 2, 3)] == pytest.approx([0.1, 0.3, 0.5], abs=1e-4)
+    assert 0 < record["pos_conv_difference"] < 1
+    for key in ("versions", "git", "recipe", "params", "tensors"):
+        assert record[key]
+    assert "effective alpha 0.3000" in "\n".join(found[0].lines())
+    assert "kernel of pos_conv" in "\n".join(found[0].lines())
+
+
+def test_same_form_goes_back_into_the_base_file(tmp_path: Path) -> None:
+    """Any architecture: only names and shapes count, and what is no encoder tensor stays."""
+    torch.manual_seed(0)
+    names = ("post_extract_proj.weight", "encoder.layers.0.fc1.weight", "encoder.layers.0.fc1.bias")
+    weights = {name: torch.randn(8, 8) for name in names}
+    other = {name: tensor + 0.01 * torch.randn(8, 8) for name, tensor in weights.items()}
+    for file, state in (("base.pt", weights), ("tuned.pt", other)):
+        torch.save({"cfg": {"kind": "decoar"}, "model": state}, tmp_path / file)
+    plan = recipe_of(str(tmp_path / "base.pt"), [str(tmp_path / "tuned.pt")], None, {"alpha": 0.5})
+    for out in ("a", "b"):
+        interpolation.write(plan, Path(), tmp_path / out, tmp_path / "r", "same")
+    written = torch.load(tmp_path / "a" / "base.pt", weights_only=True)
+    assert written["cfg"] == {"kind": "decoar"}
+    for name in names:
+        torch.testing.assert_close(written["model"][name], (weights[name] + other[name]) / 2)
+    assert digests(tmp_path / "a")["base.pt"] == digests(tmp_path / "b")["base.pt"]
+    assert "base.pt" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_unrelated_and_unlike_models_are_refused(tmp_path: Path) -> None:
+    base = related(tmp_path)
+    strangers = tiny.hf_folder(tmp_path, "hubert", seed=1)
+    out, results = tmp_path / "out", tmp_path / "r"
+    plan = recipe_of(str(base), [str(strangers)], None, {})
+    with pytest.raises(UserError, match=r"no fine-tuned form of the base.*origin: unchecked"):
+        interpolation.write(plan, Path(), out, results)
+    with pytest.raises(UserError, match="no fine-tuned form"):
+        interpolation.write(plan, Path(), out, results, "same")
+    plan = recipe_of(str(base), [str(strangers)], None, {"origin": "unchecked"})
+    interpolation.write(plan, Path(), out, results)
+    assert "was not checked" in (out / "README.md").read_text()
+    plan = recipe_of(str(base), [str(tiny.hf_folder(tmp_path, "wavlm"))], None, {})
+    with pytest.raises(UserError, match=r"is not like .*family wavlm, not hubert"):
+        interpolation.write(plan, Path(), out, results)
+    record = tmp_path / "tuned-1" / "finetune.json"
+    record.write_text(json.dumps({"base_fingerprint": "0123"}))
+    plan = recipe_of(str(base), [str(tmp_path / "tuned-1")], None, {})
+    with pytest.raises(UserError, match="made from base 0123, not from"):
+        interpolation.write(plan, Path(), out, results)
+    record.write_text(json.dumps({"base_fingerprint": upstream.load(str(base)).fingerprint()}))
+    interpolation.write(plan, Path(), out, results)
+    assert matching.recorded_base(out) == upstream.load(str(base)).fingerprint()
+
+
+def test_merging_writes_to_no_input(tmp_path: Path) -> None:
+    """Weights are mapped files: a merge in place would reach them."""
+    base = related(tmp_path)
+    before = digests(base)
+    plan = recipe_of(str(base), [str(tmp_path / "tuned-1")], None, {"alpha": 1.0})
+    interpolation.write(plan, Path(), tmp_path / "out", tmp_path / "r")
+    assert digests(base) == before
+
+
+MISTAKES = {
+    "method": ("method: linaer", "did you mean linear"),
+    "key": ("alpha: 0.5", "unknown key 'alpha'"),
+    "param": ("params: {alhpa: 0.5}", "params: unknown key 'alhpa'; did you mean alpha"),
+    "alpha": ("params: {alpha: much}", "params: alpha: must be float"),
+    "several": ("several: maen", "not one of mean, sum, sequential"),
+    "origin": ("origin: no", "origin: False is not one of"),
+    "statistics": ("method: fisher", "fisher needs calibrate"),
+    "both": ("params: {alpha: 0.5}\nchoose: {tasks: [word]}", "params: alpha or choose, not both"),
+    "empty": ("choose: {tasks: []}", "at least one alpha and one task"),
+    "none": ("tuned: []", "name at least one"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_a_merge_recipe_is_one_line(name: str, recipes: Path) -> None:
+    lines, message = MISTAKES[name]
+    path = recipes / "merged.yaml"
+    content = yaml.safe_load(path.read_text()) | yaml.safe_load(lines)
+    if name in ("both", "empty"):
+        content["params"] = yaml.safe_load(lines).get("params", {})
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_that_repeats_a_merge(recipes: Path) -> None:
+    path, out = recipes / "merged.yaml", Path("out")
+    assert command(load_recipe(path), path, out, "hf") == f"benchmark.py merge {path} --output out"
+    given = {"alpha": [0, 0.5], "only": ["attention"], "method": "ties", "density": 0.5}
+    plan = load_recipe(path, placed(given))
+    words = shlex.split(command(plan, path, out, "same"))
+    assert words[:3] == ["benchmark.py", "merge", str(path)]
+    again = {k: yaml.safe_load(v) for k, v in (w.split("=") for w in words if "=" in w)}
+    assert again == given
+    flags = command(recipe_of("a", ["b", "c"], "ties", {"alpha": 0.5}), Path(), out, "hf")
+    expected = "--base a --tuned b c --set alpha=0.5 --set 'method=\"ties\"' --output out"
+    assert flags == f"benchmark.py merge {expected}"
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_a_recipe_calibrates_what_its_method_needs(
+    recipes: Path, tmp_path: Path, method: str
+) -> None:
+    path = recipes / "merged.yaml"
+    content = yaml.safe_load(path.read_text())
+    content |= {"method": method, "calibrate": {"task": "label.yaml", "utterances": 3}}
+    path.write_text(yaml.safe_dump(content))
+    where = {"recipe": str(path), "results": str(tmp_path / "r")}
+    merged = upstream.load("merged", **where)
+    linear = upstream.load("merged", method="linear", **where)
+    assert merged.fingerprint() != linear.fingerprint()
+    assert upstream.load("merged", **where).fingerprint() == merged.fingerprint()
+    out = interpolation.write(load_recipe(path), path, tmp_path / "out", tmp_path / "r")
+    assert out.record["fingerprints"]["merged"] == merged.fingerprint()

@@ -139,7 +139,7 @@ def test_the_hub_is_asked_for_safe_weights_first(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     encoder = upstream.load("wavlm_base")
     assert (encoder.source, encoder.licence) == ("microsoft/wavlm-base", "CC-BY-SA-3.0")
-    assert asked == [("microsoft/wavlm-base", ["*config.json", "model*.safetensors"])]
+    assert asked == [("microsoft/wavlm-base", ["*.json", "model*.safetensors"])]
 
 
 def test_a_recipe_goes_to_the_merged_loader(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -18,7 +19,7 @@ from upstream import encoders
 from upstream.audio import pad
 from upstream.base import UPSTREAMS, Hidden
 from upstream.fbank import Fbank
-from upstream.resolve import HUB
+from upstream.resolve import HUB, PROJECT
 
 CLOSE = 1e-4
 
@@ -104,20 +105,6 @@ def test_padding_has_no_say(variant: str, folders: dict[str, Path]) -> None:
             assert (alone.layers[:, 0] - batch.layers[:, i, :n]).abs().max() <= CLOSE
 
 
-@pytest.mark.parametrize("variant", tiny.VARIANTS)
-def test_a_single_wave_equals_transformers(variant: str, folders: dict[str, Path]) -> None:
-    encoder, reference = encoders.load(folders[variant]), tiny.model(variant)
-    wave = tiny.noise(16400)[0]
-    asked = torch.nn.functional.layer_norm(wave, wave.shape) if encoder.normalize else wave
-    with torch.inference_mode():
-        ours = encoder(*pad([wave])).layers[:, 0]
-        theirs = reference(asked[None], output_hidden_states=True)
-    *hidden, _ = theirs.hidden_states  # of pre-norm models the last one here is not yet normalised
-    states = torch.cat([*hidden, theirs.last_hidden_state])
-    assert states.shape == ours.shape
-    assert (states - ours).abs().max() <= CLOSE
-
-
 def test_normalising_uses_the_utterance_only(folders: dict[str, Path]) -> None:
     on, off = (encoders.load(folders["wavlm-large"], normalize=flag) for flag in (True, False))
     assert encoders.load(folders["wavlm-large"]).normalize
@@ -173,9 +160,75 @@ def test_fingerprints_tell_encoders_apart(folders: dict[str, Path], tmp_path: Pa
         "padding": encoders.load(folder, padding="s3prl").fingerprint(),
         "normalize": encoders.load(folder, normalize=True).fingerprint(),
         "weights": encoders.load(tiny.hf_folder(tmp_path, "hubert", seed=1)).fingerprint(),
+        "precision": encoders.load(folder, precision="bfloat16").fingerprint(),
     }
     assert len(set(prints.values())) == len(prints)
     assert encoders.load(folder).fingerprint() == prints["plain"]
+
+
+def test_encoders_that_share_the_cnn_say_so(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders["hubert"]
+    base, tuned = encoders.load(folder), encoders.load(folder)
+    with torch.no_grad():
+        tuned.model.encoder.layer_norm.bias.add_(1)
+    assert base.fingerprint() != tuned.fingerprint()
+    assert base.cnn_fingerprint() == tuned.cnn_fingerprint()
+    others = [
+        encoders.load(folder, normalize=True),
+        encoders.load(folder, precision="bfloat16"),
+        encoders.load(tiny.hf_folder(tmp_path, "hubert", seed=1)),
+        encoders.load(folders["hubert-large"]),
+    ]
+    prints = {encoder.cnn_fingerprint() for encoder in [base, *others]}
+    assert len(prints) == 5 and None not in prints
+    assert encoders.load(folder, padding="s3prl").cnn_fingerprint() is None
+    assert Fbank().cnn_fingerprint() is None
+
+
+def test_the_family_has_no_say_in_the_cnn(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The same CNN inside a HuBERT and a wav2vec 2.0 is cached once."""
+    hubert: Any = tiny.model("hubert")
+    other: Any = tiny.model("wav2vec2")
+    other.feature_extractor.load_state_dict(hubert.feature_extractor.state_dict())
+    other.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    first, second = encoders.load(folders["hubert"]), encoders.load(tmp_path)
+    assert first.cnn_fingerprint() == second.cnn_fingerprint()
+    batch = pad(tiny.noise(8000, 4000))
+    assert torch.equal(first.convolve(*batch)[0], second.convolve(*batch)[0])
+
+
+@pytest.mark.parametrize("variant", ["hubert", "hubert-large", "wavlm", "data2vec"])
+def test_low_precision_is_near_and_its_error_is_told(
+    variant: str, folders: dict[str, Path]
+) -> None:
+    plain = encoders.load(folders[variant])
+    batch = pad(tiny.noise(9000, 4000))
+    assert plain.precision_error(*batch) == 0
+    with torch.inference_mode():
+        exact = plain(*batch).layers
+    errors = []
+    for precision in ("bfloat16", "float16"):
+        encoder = encoders.load(folders[variant], precision=precision)
+        with torch.inference_mode():
+            hidden = encoder(*batch)
+            again = encoder.contextual(*encoder.convolve(*batch))
+        assert hidden.layers.dtype == encoder.convolve(*batch)[0].dtype == torch.float32
+        assert torch.equal(hidden.layers, again.layers)
+        errors.append(encoder.precision_error(*batch))
+        assert encoder.precision == precision
+        first = (hidden.layers - exact)[:, 0].square().mean((1, 2))
+        first /= exact[:, 0].square().mean((1, 2))
+        assert 0.3 * errors[-1] < float(first.max().sqrt()) < 3 * errors[-1]
+    assert 0.05 > errors[0] > 3 * errors[1] > 0  # three bits of mantissa apart
+
+
+def test_a_callers_autocast_changes_nothing(folders: dict[str, Path]) -> None:
+    encoder, batch = encoders.load(folders["hubert"]), pad(tiny.noise(8000))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        inside = encoder(*batch).layers
+    with torch.inference_mode():
+        assert torch.equal(encoder(*batch).layers, inside)
 
 
 def test_a_new_family_is_one_row(tmp_path: Path) -> None:
@@ -211,6 +264,21 @@ def test_fbank_is_kaldis_with_two_deltas() -> None:
     assert (own.std(0) - 1).abs().max() <= 1e-4
     assert torch.isfinite(normed.layers).all()  # a single frame has no deviation
     assert not normed.layers[0, 1, 54:].any()
+
+
+def test_an_encoder_needs_no_transformers(folders: dict[str, Path]) -> None:
+    """Nor torch's compiler: each takes seconds to import, in every process."""
+    code = (
+        "import sys, torch; from upstream import encoders\n"
+        "for folder in sys.argv[1:]:\n"
+        "    encoder = encoders.load(folder)\n"
+        "    with torch.inference_mode():\n"
+        "        encoder(torch.randn(2, 8000), torch.tensor([8000, 4000]))\n"
+        "encoder.save(sys.argv[1])\n"
+        "assert not {'transformers', 'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    chosen = [str(folders[name]) for name in ("hubert", "wavlm-large", "data2vec")]
+    subprocess.run([sys.executable, "-c", code, *chosen], check=True, cwd=PROJECT)
 
 
 def test_listing_imports_no_models() -> None:

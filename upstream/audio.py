@@ -6,11 +6,11 @@ import functools
 import math
 import re
 from pathlib import Path
+from typing import cast
 
 import soundfile
 import torch
-import torchaudio.transforms
-from torch import Tensor
+from torch import Tensor, nn
 
 from upstream.base import SAMPLE_RATE
 from upstream.errors import UserError
@@ -48,7 +48,7 @@ def load(path: str | Path, start: float | None = None, end: float | None = None)
             f"{path}: holds NaN or infinite samples; write the file again or drop the row"
         )
     if rate != SAMPLE_RATE:
-        wav = _resampler(path, rate)(wav)
+        wav = cast(Tensor, _resampler(path, rate)(wav))
     return wav
 
 
@@ -116,7 +116,7 @@ def _part(
     return first, min(last, frames)
 
 
-def _resampler(path: str | Path, rate: int) -> torchaudio.transforms.Resample:
+def _resampler(path: str | Path, rate: int) -> nn.Module:
     divisor = math.gcd(rate, SAMPLE_RATE)
     if rate // divisor * (SAMPLE_RATE // divisor) > LARGEST_KERNEL:
         raise UserError(
@@ -127,6 +127,8 @@ def _resampler(path: str | Path, rate: int) -> torchaudio.transforms.Resample:
 
 
 @functools.lru_cache(maxsize=8)
-def _cached_resampler(rate: int) -> torchaudio.transforms.Resample:
+def _cached_resampler(rate: int) -> nn.Module:
     # computing the kernel costs more than applying it to a short utterance
+    import torchaudio.transforms  # not needed for audio at 16 kHz
+
     return torchaudio.transforms.Resample(rate, SAMPLE_RATE)

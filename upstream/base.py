@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from upstream.registry import Registry
 
 SAMPLE_RATE = 16_000
 Padding = Literal["exact", "s3prl"]  # has it no say, or the say it has in s3prl?
+Precision = Literal["float32", "bfloat16", "float16"]  # of matrix products and convolutions
 
 
 class Hidden(NamedTuple):
@@ -63,12 +64,21 @@ class Upstream(nn.Module):
 
     def fingerprint(self) -> str:
         """12 hex digits over `identity()` and every parameter and buffer."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:12]
+        return fingerprint(self.identity(), self.state_dict())
+
+    def cnn_fingerprint(self) -> str | None:
+        """The same over the frozen CNN alone, for upstreams that share theirs; else None."""
+        return None
+
+
+def fingerprint(facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """12 hex digits over facts that JSON can hold and tensors by name."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(state.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
 
 
 Loader = Callable[..., Upstream]

@@ -32,10 +32,14 @@ def progress(
         yield item
 
 
-def share_terminal(started: Any, lock: Any) -> None:
-    """In a worker: take the next line of the terminal; `started` and `lock` are the pool's."""
+def share_terminal(started: Any, lock: Any) -> int:
+    """In a worker: take the next line of the terminal; `started` and `lock` are the pool's.
+
+    Returns the worker's number, from 1.
+    """
     global _line
     tqdm.set_lock(lock)
     with started.get_lock():
         started.value += 1
         _line = started.value
+    return _line

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from upstream.base import UPSTREAMS, Loader, Padding, Upstream
+from upstream.base import UPSTREAMS, Loader, Padding, Precision, Upstream
 from upstream.errors import UserError, near_miss
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -172,14 +172,21 @@ def _existing(path: Path) -> Path:
     raise UserError(f"{path}: {missing} is not in {parent.resolve()}{hint}")
 
 
-def _hub(repo: str, *, normalize: bool | None = None, padding: Padding = "exact") -> Upstream:
+def _hub(
+    repo: str,
+    *,
+    normalize: bool | None = None,
+    padding: Padding = "exact",
+    precision: Precision = "float32",
+) -> Upstream:
     """An encoder of the Hugging Face hub (downloaded once, then cached), or a local folder."""
     from upstream import encoders
 
     folder = Path(repo)
     if not folder.exists():
         folder = _download(repo)
-    encoder = encoders.load(folder, normalize=normalize, padding=padding)
+    how: dict[str, Any] = {"normalize": normalize, "padding": padding, "precision": precision}
+    encoder = encoders.load(folder, **how)
     encoder.source = repo
     return encoder
 
@@ -189,9 +196,7 @@ def _download(repo: str) -> Path:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = Path(
-            snapshot_download(repo, allow_patterns=["*config.json", "model*.safetensors"])
-        )
+        folder = Path(snapshot_download(repo, allow_patterns=["*.json", "model*.safetensors"]))
         if not list(folder.glob("model*.safetensors")):
             folder = Path(snapshot_download(repo, allow_patterns=["pytorch_model*.bin"]))
     except (HFValidationError, RepositoryNotFoundError) as error:
@@ -205,15 +210,25 @@ def _download(repo: str) -> Path:
 
 
 def _registered(repo: str, licence: str) -> Loader:
-    def loader(*, normalize: bool | None = None, padding: Padding = "exact") -> Upstream:
-        encoder = _hub(repo, normalize=normalize, padding=padding)
+    def loader(
+        *,
+        normalize: bool | None = None,
+        padding: Padding = "exact",
+        precision: Precision = "float32",
+    ) -> Upstream:
+        encoder = _hub(repo, normalize=normalize, padding=padding, precision=precision)
         encoder.licence = licence
         return encoder
 
     return loader
 
 
-def _demo(*, normalize: bool | None = None, padding: Padding = "exact") -> Upstream:
+def _demo(
+    *,
+    normalize: bool | None = None,
+    padding: Padding = "exact",
+    precision: Precision = "float32",
+) -> Upstream:
     """The small HuBERT that ships with this project; $HUBERT_DEMO may name another folder.
 
     `benchmark.py --from-scratch` sets it to the encoder that it pre-trains anew.
@@ -223,7 +238,7 @@ def _demo(*, normalize: bool | None = None, padding: Padding = "exact") -> Upstr
         raise UserError(f"hubert_demo: {folder} is not there; take it from a fresh clone")
     from upstream import encoders
 
-    return encoders.load(folder, normalize=normalize, padding=padding)
+    return encoders.load(folder, normalize=normalize, padding=padding, precision=precision)
 
 
 for _name, (_repo, _licence, _about) in HUB.items():

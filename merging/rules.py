@@ -1,0 +1,149 @@
+"""A method bound to a model: which tensors it merges, and with which alpha, seed and statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from merging import alphas
+from merging.alphas import Alpha
+from merging.methods import METHODS, RESERVED, STATISTICS, Method
+from upstream.errors import UserError, near_miss
+from upstream.names import Place, place_of, slots
+from upstream.schema import bind, convert
+
+Weights = Mapping[str, Tensor]
+PosConv = Literal["factors", "kernel"]
+Several = Literal["mean", "sum", "sequential"]
+
+# The pre-training head keeps the base's values, as in the released code (merge_utils.py).
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a merge is not the method's: keys of a merge recipe.
+
+    `several` tuned models: `mean`: the method combines them all (`linear`: the mean of their task
+    vectors); `sum`: each is merged alone and the changes of the base are added; `sequential`: each
+    is merged into the result of the one before, in the order given.
+    """
+
+    only: list[str] | None = None  # filters; all that fits none of them is the base's
+    pos_conv: PosConv = "factors"  # of a weight-normed kernel: g and v apart, or the kernel
+    several: Several = "mean"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A method with its parameters, ready for any tensor."""
+
+    method: str
+    combine: Method
+    wanted: frozenset[str]  # RESERVED arguments in the method's signature
+    params: Mapping[str, Any]
+    alpha: Alpha
+    settings: Settings
+    places: Mapping[str, Place]
+    depth: int
+    seed: int
+    stats: Sequence[Weights] | None
+
+    def __call__(
+        self, name: str, base: Tensor, tuned: Sequence[Tensor], gathered: bool = True
+    ) -> Tensor:
+        """The merged tensor, float32; `base` itself where nothing changes."""
+        stats = [s[name] for s in self.stats or () if gathered and name in s]
+        step = partial(self._step, name, _generator(self.seed, name))
+        merged = base
+        if self.settings.several == "mean" or len(tuned) == 1:
+            merged = step(base, tuned, stats)
+        elif self.settings.several == "sum":
+            for number, one in enumerate(tuned, 1):
+                own = [stats[0], stats[number]] if stats else []
+                merged = merged + (step(base, [one], own) - base)
+        else:
+            for one in tuned:
+                merged = step(merged, [one], [])
+        # -0.0 + 0 * x is 0.0: what did not change keeps its bits, and the base its fingerprint
+        return base if torch.equal(merged, base) else merged
+
+    def _step(
+        self,
+        name: str,
+        rng: torch.Generator,
+        base: Tensor,
+        tuned: Sequence[Tensor],
+        stats: Sequence[Tensor],
+    ) -> Tensor:
+        place = self.places[name]
+        known = {"place": place, "depth": self.depth, "rng": rng, "stats": stats}
+        reserved = {key: known[key] for key in self.wanted & known.keys()}
+        alpha = alphas.resolve(self.alpha, place, self.depth, name)
+        return self.combine(base, tuned, alpha=alpha, **self.params, **reserved)
+
+    def moves(self, name: str, tensor: Tensor) -> bool:
+        """Whether this tensor is merged at all."""
+        place = self.places[name]
+        if not tensor.is_floating_point() or place.module == HEAD:
+            return False
+        return alphas.selected(self.settings.only, place, name)
+
+
+def check_params(method: str, params: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The method's parameters with their types, `alpha` and `seed` among them. Raises UserError."""
+    combine = METHODS[method]
+    signature = inspect.signature(combine).parameters
+    known = set(signature) - set(RESERVED) | ({"seed"} if "rng" in signature else set())
+    for key in params:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{near_miss(str(key), known)}")
+    own = dict(params)
+    alpha = alphas.read(own.pop("alpha", signature["alpha"].default), f"{where}: alpha")
+    seed = convert(own.pop("seed", 0), int, f"{where}: seed")
+    bound = bind(combine, own, where, given=(*RESERVED, "alpha"))
+    return {**bound, "alpha": alpha, "seed": seed}
+
+
+def rule_for(
+    names: Sequence[str],
+    method: str,
+    params: Mapping[str, Any],
+    settings: Settings,
+    stats: Sequence[Weights] | None = None,
+) -> Rule:
+    """Bind a method to a model with tensors `names`. Raises UserError for what does not fit."""
+    where = f"merging method {method}"
+    bound = check_params(method, params, where)
+    alpha, seed = bound.pop("alpha"), bound.pop("seed")
+    places = places_of(names)
+    alphas.check(alpha, settings.only, places, where)
+    if method in STATISTICS and stats is None:
+        raise UserError(f"{where}: needs {STATISTICS[method]} statistics; add calibrate: {{task: "
+                        "FILE}} to the recipe, or give stats from Python")  # fmt: skip
+    if method in STATISTICS and settings.several == "sequential":
+        raise UserError(f"{where}: several: sequential has models in between, without statistics")
+    signature = inspect.signature(METHODS[method]).parameters
+    wanted = frozenset(signature) & frozenset(RESERVED)
+    depth = alphas.depth_of(places)
+    return Rule(method, METHODS[method], wanted, bound, alpha, settings, places, depth, seed, stats)
+
+
+def places_of(names: Iterable[str]) -> dict[str, Place]:
+    """Where tensors lie, under transformers' names or under fairseq's and s3prl's."""
+    names = list(names)
+    known = {slot.name: place_of(own) for own, slot in slots(names, "merge").items()}
+    return {name: known.get(name) or place_of(name) for name in names}
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    """Random numbers of one tensor: the same whichever others are merged, in whatever order."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
