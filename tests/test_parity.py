@@ -12,8 +12,11 @@ import pytest
 import soundfile
 import tiny
 import torch
+import transformers
 from torch import Tensor
 
+from merging.interpolation import write
+from merging.recipe import recipe_of
 from upstream import audio, encoders, resolve
 from upstream.export import to_s3prl
 from upstream.fbank import Fbank
@@ -85,6 +88,34 @@ def test_base_models_equal_s3prl_on_speech(variant: str, tmp_path: Path) -> None
     alone, padded = compare(tmp_path, variant, speech, **BASE, **kernel)
     print(f"{variant}: alone {alone:.1e}, padded {padded:.1e}")
     assert max(alone, padded) <= CLOSE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["hubert", "wavlm"])
+def test_a_merged_base_model_runs_in_s3prl_and_transformers(variant: str, tmp_path: Path) -> None:
+    """Full size, written by `merge` in both forms, on real speech."""
+    base = tiny.hf_folder(tmp_path, variant, num_conv_pos_embeddings=128, **BASE)
+    tuned = encoders.load(base)
+    with torch.no_grad():
+        for name, parameter in tuned.model.named_parameters():
+            if not name.startswith("feature_extractor"):
+                parameter.mul_(1.05)
+    tuned.save(tmp_path / "tuned")
+    plan = recipe_of(str(base), [str(tmp_path / "tuned")], None, {"alpha": 0.25})
+    for form in ("hf", "s3prl"):
+        write(plan, Path(), tmp_path / form, tmp_path, form)
+    ours = encoders.load(tmp_path / "hf")
+    package = importlib.import_module(f"s3prl.upstream.{variant}.expert")
+    expert = package.UpstreamExpert(tmp_path / "s3prl" / "model.pt").eval()
+    model = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
+    wave = speech(40_000)
+    with torch.inference_mode():
+        expected = ours(*audio.pad(wave)).layers
+        theirs = torch.stack(expert(wave)["hidden_states"])
+        hidden = torch.stack(model(wave[0][None], output_hidden_states=True).hidden_states)
+    gaps = [float((expected - found).abs().max()) for found in (theirs, hidden)]
+    print(f"{variant}: s3prl {gaps[0]:.1e}, transformers {gaps[1]:.1e}")
+    assert max(gaps) <= CLOSE
 
 
 @pytest.mark.parametrize("variant", ["hubert", "wavlm", "wav2vec2", "data2vec"])
