@@ -113,17 +113,21 @@ def _choice(record: Mapping[str, Any]) -> list[str]:
         return []
     tasks = list(choice["dev"])
     rows = (
-        (alpha, *(f"{choice['dev'][task][alpha]:.2f}" for task in tasks), f"{100 * gain:+.1f} %")
-        for alpha, gain in choice["gain"].items()
+        (one, *(f"{choice['dev'][task][one]:.2f}" for task in tasks), f"{100 * gain:+.1f} %")
+        for one, gain in choice["gain"].items()
     )
     regret = ", ".join(f"{task} {points:.2f}" for task, points in choice["regret"].items())
+    what, usual = choice["what"], choice["usual"]
+    rule, other = "has the best", f"A fixed {usual}"
+    if what == "members":  # numbers of the tuned models that the recipe names, from 0
+        rule, other = "is the greedy soup by", f"All of them ({usual})"
     return [
-        f"## Why alpha {choice['alpha']:g}",
+        f"## Why {what} {choice['chosen']}",
         "",
-        f"It has the best mean relative gain on the dev sets of {', '.join(tasks)}.",
-        f"A fixed 0.25 would be worse by (points): {regret}.",
+        f"It {rule} mean relative gain on the dev sets of {', '.join(tasks)}.",
+        f"{other} would be worse by (points): {regret}.",
         "",
-        *_table(("alpha", *(f"{t} ({choice['metric'][t]})" for t in tasks), "gain"), rows),
+        *_table((what, *(f"{t} ({choice['metric'][t]})" for t in tasks), "gain"), rows),
         "",
     ]
 
@@ -159,7 +163,8 @@ def _caveats(record: Mapping[str, Any]) -> list[str]:
     if record["recipe"]["origin"] == "unchecked":
         lines.append("That all models grew from the base was not checked.")
     if record.get("choose"):
-        lines.append("alpha saw the dev sets named above: compare on their test sets only.")
+        what = record["choose"]["what"]
+        lines.append(f"{what} saw the dev sets named above: compare on their test sets only.")
     lines.append("Pre-training heads and integer buffers are the base's.")
     return lines
 

@@ -1,44 +1,80 @@
-"""Choosing alpha on held-out dev scores, and what Speech-FT's fixed 0.25 would have cost."""
+"""Choosing alpha, or the members of a soup, on held-out dev scores; and what not choosing costs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from downstream import evaluate, jobs, results, survey
 from downstream.evaluate import Identity, Prepared
 from downstream.metrics import METRICS, Metric
 from downstream.results import Cell, Score
 from downstream.survey import Load, Request, Settings
+from merging.methods import greedy_soup
 from upstream.errors import UserError
 
-DEFAULT = 0.25  # Speech-FT's, for every task and model
-VERSION = 1  # of the rule below: another number, and alphas are chosen again
+What = Literal["alpha", "members"]
+Dev = dict[str, dict[str, float]]  # task -> candidate -> dev score, per cent
+
+DEFAULT = 0.25  # Speech-FT's alpha, for every task and model
+ALPHAS = (0.0, 0.1, DEFAULT, 0.5, 0.75, 1.0)
+BASE = "base"  # the candidate that members are compared with
+VERSION = 2  # of the rules below: another number, and everything is chosen again
 TIE = 1e-9
 
 
 @dataclass(frozen=True)
 class Choose:
-    """The recipe's key: candidates, and the tasks (of the recipe's suite) that decide."""
+    """The recipe's key: the tasks (of its suite) that decide, and either alphas or members."""
 
     tasks: list[str]
-    alpha: list[float] = field(default_factory=lambda: [0.0, 0.1, DEFAULT, 0.5, 0.75, 1.0])
+    alpha: list[float] | None = None  # candidates; ALPHAS if neither key is given
+    members: Literal["greedy"] | None = None  # which of the tuned models to merge
+
+    @property
+    def what(self) -> What:
+        return "members" if self.members else "alpha"
+
+    def check(self, where: str) -> None:
+        """UserError for keys that do not go together."""
+        if self.alpha is not None and self.members:
+            raise UserError(f"{where}: choose: give alpha or members, not both")
+        if self.alpha == [] or not self.tasks:
+            raise UserError(f"{where}: choose: give at least one alpha and one task")
+        if len(set(self.candidates)) != len(self.candidates):
+            raise UserError(f"{where}: choose: alpha: a value is given twice")
+
+    @property
+    def candidates(self) -> list[str]:
+        """The alphas to choose from."""
+        return _texts(ALPHAS if self.alpha is None else self.alpha)
+
+    @property
+    def scored(self) -> list[str]:
+        """The same with 0 and 0.25, to compare them with."""
+        return _texts(sorted({0.0, DEFAULT, *map(float, self.candidates)}))
+
+
+def _texts(alphas: Iterable[float]) -> list[str]:
+    return [f"{alpha:g}" for alpha in alphas]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen and why. Alphas are keys as text (`"0.25"`), as JSON wants them."""
+    """What was chosen and why. A candidate is text: an alpha (`"0.25"`) or members (`"0+2"`)."""
 
-    alpha: float
-    gain: dict[str, float]  # alpha -> mean relative reduction of dev errors against alpha = 0
-    dev: dict[str, dict[str, float]]  # task -> alpha -> dev score, per cent
+    what: What
+    chosen: str
+    usual: str  # the candidate that nobody has to choose: alpha 0.25, all members
+    gain: dict[str, float]  # candidate -> mean relative reduction of dev errors against the base
+    dev: Dev
     metric: dict[str, str]  # task -> a name in METRICS
-    regret: dict[str, float]  # task -> points that 0.25 is worse by than the chosen alpha, on dev
+    regret: dict[str, float]  # task -> points that `usual` is worse by than `chosen`, on dev
 
     @property
     def mean_regret(self) -> float:
@@ -46,88 +82,129 @@ class Choice:
         return sum(self.regret.values()) / len(self.regret)
 
     def lines(self) -> list[str]:
-        """A table to print: alpha by task."""
-        rows = [f"alpha chosen on dev scores of {', '.join(self.dev)}: {self.alpha:g}"]
-        for alpha, gain in self.gain.items():
+        """A table to print: candidate by task."""
+        rows = [f"{self.what} chosen on dev scores of {', '.join(self.dev)}: {self.chosen}"]
+        width = max(5, *map(len, self.gain))
+        for candidate, gain in self.gain.items():
             scores = "  ".join(
-                f"{task} {METRICS[self.metric[task]].label} {dev[alpha]:.2f}"
+                f"{task} {METRICS[self.metric[task]].label} {dev[candidate]:.2f}"
                 for task, dev in self.dev.items()
             )
-            rows.append(f"  alpha {alpha:<5} {scores}  relative gain {100 * gain:+.1f} %")
+            name = f"{self.what} {candidate:<{width}}"
+            rows.append(f"  {name} {scores}  relative gain {100 * gain:+.1f} %")
         parts = ", ".join(f"{task} {points:.2f}" for task, points in self.regret.items())
         rows.append(
-            f"  {DEFAULT} instead: {self.mean_regret:.2f} points worse on average ({parts})"
+            f"  {self.usual} instead: {self.mean_regret:.2f} points worse on average ({parts})"
         )
         return rows
 
 
-def pick(
-    dev: Mapping[str, Mapping[float, float]],
-    metrics: Mapping[str, str],
-    candidates: Sequence[float],
-) -> Choice:
-    """The candidate with the greatest mean gain on `dev`: task -> alpha -> score in per cent.
+def pick(dev: Dev, metrics: Mapping[str, str], candidates: Sequence[str]) -> Choice:
+    """The alpha of `candidates` with the greatest mean gain (see `gains`) over alpha 0.
 
-    The gain of an alpha on a task is the share of alpha 0's dev errors that it removes,
-    (e(0) - e(alpha)) / e(0), with e the score of an error rate and 100 - score of an accuracy, so
-    that tasks of all metrics weigh alike. An e(0) below one point counts as one: there a share says
-    nothing. Ties go to the alpha nearest to 0.25. `dev` must hold alphas 0 and 0.25 as well.
-    Raises UserError if alpha 0 has no score to compare with.
+    Ties go to the alpha nearest to 0.25. `dev` must hold alphas 0 and 0.25 as well. Raises
+    UserError if alpha 0 has no score to compare with.
     """
-    errors = {
-        task: {alpha: _errors(METRICS[metrics[task]], score) for alpha, score in scores.items()}
+    shares = gains(dev, metrics, "0")
+    best = max(shares[alpha] for alpha in candidates)
+    level = [float(alpha) for alpha in candidates if shares[alpha] >= best - TIE]
+    chosen = min(level, key=lambda alpha: (abs(alpha - DEFAULT), alpha))
+    return _choice("alpha", f"{chosen:g}", f"{DEFAULT:g}", shares, dev, metrics)
+
+
+def greedy(score: Callable[[Sequence[str]], Dev], metrics: Mapping[str, str], count: int) -> Choice:
+    """The members of the greedy soup (`methods.greedy_soup`) of `count` tuned models, by mean gain.
+
+    `score` gives the dev scores of candidates; it is asked for several at once where it can be.
+    Raises UserError if the base has no score to compare with.
+    """
+    everyone = together(range(count))
+    dev = score([BASE, *map(str, range(count)), everyone])
+
+    def gain(members: Sequence[int]) -> float:
+        one = together(members)
+        if one not in next(iter(dev.values())):
+            for task, scores in score([one]).items():
+                dev[task] |= scores
+        return gains(dev, metrics, BASE)[one]
+
+    chosen = together(greedy_soup(gain, count))
+    return _choice("members", chosen, everyone, gains(dev, metrics, BASE), dev, metrics)
+
+
+def together(members: Iterable[int]) -> str:
+    """Members as text: `[2, 0]` -> `"0+2"` (a comma would part upstreams)."""
+    return "+".join(map(str, sorted(members)))
+
+
+def apart(text: str, count: int, where: str) -> list[int]:
+    """`"0+2"` -> `[0, 2]`. Raises UserError for what are no members of `count`."""
+    known, found = list(map(str, range(count))), text.split("+")
+    if not set(found) <= set(known) or len(set(found)) < len(found):
+        raise UserError(
+            f"{where}: members={text}: its tuned models are {', '.join(known)}; name some of them, "
+            "each once, as in members=0+1"
+        )
+    return sorted(map(int, found))
+
+
+def gains(dev: Dev, metrics: Mapping[str, str], origin: str) -> dict[str, float]:
+    """Candidate -> mean share of the dev errors of `origin` that it removes; no score: -infinity.
+
+    (e(origin) - e) / e(origin), with e the score of an error rate and 100 - score of an accuracy,
+    so that tasks of all metrics weigh alike. An e(origin) below one point counts as one: there a
+    share says nothing. Raises UserError if `origin` has no score.
+    """
+    errors = _errors(dev, metrics)
+    for task, e in errors.items():
+        if math.isnan(e[origin]):
+            raise UserError(
+                f"choose: no head of alpha 0 (the base) learned {task}; look at its learning rates"
+            )
+    shares = {
+        one: sum((e[origin] - e[one]) / max(e[origin], 1.0) for e in errors.values()) / len(errors)
+        for one in next(iter(errors.values()))
+    }
+    return {one: -math.inf if math.isnan(share) else share for one, share in shares.items()}
+
+
+def _errors(dev: Dev, metrics: Mapping[str, str]) -> Dev:
+    def error(metric: Metric, score: float) -> float:
+        return score if metric.better == "lower" else 100 - score
+
+    return {
+        task: {one: error(METRICS[metrics[task]], score) for one, score in scores.items()}
         for task, scores in dev.items()
     }
-    shares = {
-        alpha: sum((e[0.0] - e[alpha]) / max(e[0.0], 1.0) for e in errors.values()) / len(errors)
-        for alpha in next(iter(errors.values()))
-    }
-    for task, e in errors.items():
-        if math.isnan(e[0.0]):
-            raise UserError(
-                f"choose: no head of alpha 0 learned {task}; look at its learning rates"
-            )
-    # a candidate without a score is out
-    shares = {alpha: -math.inf if math.isnan(v) else v for alpha, v in shares.items()}
-    best = max(shares[alpha] for alpha in candidates)
-    level = [alpha for alpha in candidates if shares[alpha] >= best - TIE]
-    chosen = min(level, key=lambda alpha: (abs(alpha - DEFAULT), alpha))
-    return Choice(
-        alpha=chosen,
-        gain={f"{alpha:g}": share for alpha, share in shares.items()},
-        dev={t: {f"{a:g}": score for a, score in scores.items()} for t, scores in dev.items()},
-        metric=dict(metrics),
-        regret={task: e[DEFAULT] - e[chosen] for task, e in errors.items()},
-    )
 
 
-def _errors(metric: Metric, score: float) -> float:
-    return score if metric.better == "lower" else 100 - score
-
-
-def wanted(choose: Choose, where: str) -> list[float]:
-    """The alphas to score: the candidates, and 0 and 0.25 to compare them with. UserError."""
-    if not choose.alpha or not choose.tasks:
-        raise UserError(f"{where}: choose: give at least one alpha and one task")
-    if len({f"{alpha:g}" for alpha in choose.alpha}) != len(choose.alpha):
-        raise UserError(f"{where}: choose: alpha: a value is given twice")
-    return sorted({0.0, DEFAULT, *choose.alpha})
+def _choice(
+    what: What,
+    chosen: str,
+    usual: str,
+    gain: dict[str, float],
+    dev: Dev,
+    metrics: Mapping[str, str],
+) -> Choice:
+    errors = _errors(dev, metrics)
+    regret = {task: e[usual] - e[chosen] for task, e in errors.items()}
+    return Choice(what, chosen, usual, gain, dev, dict(metrics), regret)
 
 
 def require_held_out(choose: Choose, tuned_on: Sequence[str], where: str) -> None:
-    """UserError if alpha would be chosen on a task that the upstream was fine-tuned on."""
+    """UserError if the choice would be made on a task that a tuned upstream was trained on."""
     for task in choose.tasks:
         if task in tuned_on:
             raise UserError(
-                f"{where}: choose: tasks: the upstream was fine-tuned on {task}, where a larger "
-                "alpha always looks better; name other tasks"
+                f"{where}: choose: tasks: the upstream was fine-tuned on {task}, where what is "
+                "nearer to it always looks better; name other tasks"
             )
 
 
 def score(
-    requests: Mapping[float, Request], tasks: Sequence[Prepared], load: Load, settings: Settings
-) -> dict[str, dict[float, float]]:
-    """Dev scores, task -> alpha -> per cent; cells that are not finished are computed.
+    requests: Mapping[str, Request], tasks: Sequence[Prepared], load: Load, settings: Settings
+) -> Dev:
+    """Dev scores of candidates; cells that are not finished are computed.
 
     The mean over folds and the recipe's seeds of the dev score at each head's chosen learning rate.
     """
@@ -136,8 +213,8 @@ def score(
     scores = {one.cell: one.score for one in results.load(settings.results)}
     return {
         prepared.recipe.name: {
-            alpha: _dev(identity, prepared, scores)
-            for alpha, identity in zip(requests, work.identities)
+            one: _dev(identity, prepared, scores)
+            for one, identity in zip(requests, work.identities)
         }
         for prepared in tasks
     }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 from merging.matching import require_alike, require_names
 from merging.methods import slerp_falls_back
 from merging.modules import EffectiveAlpha
-from merging.rules import PosConv, Rule, Settings, Several, Weights, rule_for
+from merging.rules import PIECE, PosConv, Rule, Settings, Several, Weights, rule_for
 from upstream.errors import UserError
 from upstream.schema import build
 
@@ -91,6 +94,16 @@ def merge_tensors(
     return _stream(base, tuned, rule, report or Report())
 
 
+def ahead(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The same, each one made in another thread while the one before is used."""
+    source = iter(tensors)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, source, None)
+        while found := coming.result():
+            coming = pool.submit(next, source, None)
+            yield found
+
+
 def _stream(
     base: Weights, tuned: Sequence[Weights], rule: Rule, report: Report
 ) -> Iterator[tuple[str, Tensor]]:
@@ -133,9 +146,9 @@ def _numbered(tuned: Sequence[Weights]) -> Iterator[tuple[str, Weights]]:
 def _merged(name: str, tensors: Sequence[Tensor], rule: Rule, report: Report) -> Tensor:
     """Merge one tensor of [base, *tuned] and note how far it went."""
     base, *tuned = tensors
-    merged = rule(name, base, tuned)
+    look = partial(report.effective.add, rule.places[name].module)
+    merged = rule(name, base, tuned, look=look)
     report.tensors += 1
-    report.effective.add(rule.places[name].module, base, tuned, merged)
     if report.slerp_fallbacks is not None:
         report.slerp_fallbacks += slerp_falls_back(base, tuned[0])
     return merged
@@ -172,13 +185,13 @@ def _norm(kernel: Tensor, sides: tuple[int, ...]) -> Tensor:
 
 def _difference(one: Tensor, two: Tensor) -> float:
     """|one - two| / |two|."""
-    size = torch.linalg.vector_norm(two, dtype=torch.float64)
-    return float(torch.linalg.vector_norm(one - two, dtype=torch.float64) / size)
+    return float(torch.dist(one, two) / torch.linalg.vector_norm(two))
 
 
 def _require_finite(name: str, tensors: Sequence[Tensor], merged: Tensor) -> None:
-    # a finite sum has finite terms, and is quick; large finite terms may overflow it
-    if _finite(merged.sum()) or _finite(merged):
+    # finite sums have finite terms, and are quick; large finite terms may overflow them
+    sums = (float(piece.sum()) for piece in merged.reshape(-1).split(PIECE))
+    if all(map(math.isfinite, sums)) or _finite(merged):
         return
     who = [f"tuned model {i}" if i else "the base" for i, t in enumerate(tensors) if not _finite(t)]
     blame = f"; {', '.join(who)} holds NaN or infinite values there" if who else ""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
 
 import upstream
 from downstream import recipe as task_recipes
@@ -19,13 +22,22 @@ from merging import choose as choosing
 from merging.calibrate import calibrated
 from merging.card import write_card
 from merging.choose import Choice
-from merging.engine import Report, State, merge, merge_tensors
+from merging.engine import Report, ahead, merge, merge_tensors
 from merging.finetune import build_tuned
 from merging.matching import recorded_base, require_origin
 from merging.methods import STATISTICS
-from merging.recipe import YAML, MergeRecipe, command, load_recipe, tuned_on
+from merging.recipe import (
+    YAML,
+    MergeRecipe,
+    altered,
+    command,
+    load_recipe,
+    tuned_on,
+    with_alpha,
+    with_members,
+)
 from merging.rules import Weights
-from upstream import container, export
+from upstream import container, export, files
 from upstream.base import UPSTREAMS, Upstream, fingerprint
 from upstream.checkpoint import Checkpoint
 from upstream.encoders import Encoder
@@ -70,15 +82,15 @@ def combine(
     recipe: Path,
     results: Path,
     report: Report | None = None,
-) -> State:
-    """The merged weights of encoders. Raises UserError for models that do not match."""
+) -> Iterator[tuple[str, Tensor]]:
+    """The merged weights of encoders, one by one. Raises UserError for models that do not match."""
     require_related(base, tuned, plan)
     stats: Sequence[Weights] | None = None
     if (kind := STATISTICS.get(plan.method)) and plan.calibrate:
         stats = calibrated(kind, [base, *tuned], plan.calibrate, recipe.parent, results)
     weights, *others = (one.model.state_dict() for one in (base, *tuned))
     settings = (plan.method, plan.params, plan.settings, stats, report)
-    return dict(merge_tensors(weights, others, *settings))
+    return merge_tensors(weights, others, *settings)
 
 
 def require_related(base: Encoder, tuned: Sequence[Encoder], plan: MergeRecipe) -> None:
@@ -98,7 +110,7 @@ def require_related(base: Encoder, tuned: Sequence[Encoder], plan: MergeRecipe) 
 
 
 def choice_tasks(plan: MergeRecipe, recipe: Path, results: Path) -> list[Prepared]:
-    """The held-out tasks beside the recipe whose dev scores choose alpha. Raises UserError."""
+    """The held-out tasks beside the recipe whose dev scores choose. Raises UserError."""
     assert plan.choose is not None
     choosing.require_held_out(plan.choose, tuned_on(plan, recipe), str(recipe))
     suite = task_recipes.suite(str(recipe.parent))
@@ -111,7 +123,7 @@ def choice_tasks(plan: MergeRecipe, recipe: Path, results: Path) -> list[Prepare
 def choice_place(
     plan: MergeRecipe, models: Sequence[Encoder], tasks: Sequence[Prepared], results: Path
 ) -> Path:
-    """Where the alpha that a recipe chooses for [base, *tuned] is kept."""
+    """Where what a recipe chooses for [base, *tuned] is kept."""
     rule = dataclasses.asdict(replace(plan, base="", tuned=[], compare=[]))
     prints = [one.fingerprint() for one in models]
     return choosing.place(results, choosing.key([rule, prints], tasks))
@@ -119,19 +131,27 @@ def choice_place(
 
 def settled(
     plan: MergeRecipe, recipe: Path, models: Sequence[Encoder], results: Path, chosen: str = ""
-) -> tuple[MergeRecipe, Choice | None]:
-    """The recipe with the alpha that it chooses, and the choice. UserError if there is none yet."""
+) -> tuple[MergeRecipe, list[Encoder], Choice | None]:
+    """The recipe with the alpha or members that it chooses, these members, and the choice.
+
+    `models`: [base, *tuned]. Raises UserError if there is no choice yet.
+    """
     if plan.choose is None:
-        return plan, None
+        return plan, list(models[1:]), None
+    what = plan.choose.what
     tasks = [] if chosen else choice_tasks(plan, recipe, results)
     place = Path(chosen) if chosen else choice_place(plan, models, tasks, results)
     if not chosen and not place.is_file():
         raise UserError(
-            f"{recipe}: chooses its alpha, which is not done yet: run benchmark.py --upstream "
-            f"{recipe} first, or give an alpha"
+            f"{recipe}: chooses its {what}, which is not done yet: run benchmark.py --upstream "
+            f"{recipe} first, or give {what}"
         )
     choice = choosing.read(place)
-    return replace(plan, params={**plan.params, "alpha": choice.alpha}, choose=None), choice
+    if what == "alpha":
+        return with_alpha(plan, float(choice.chosen)), list(models[1:]), choice
+    kept = choosing.apart(choice.chosen, len(plan.tuned), str(place))
+    plan = with_members(plan, choice.chosen, str(place))
+    return plan, [models[1 + number] for number in kept], choice
 
 
 @UPSTREAMS.register("merged", about="a merge recipe's upstream, built when it is first asked for")
@@ -141,31 +161,27 @@ def merged(
     results: str = "results",
     method: str | None = None,
     alpha: float | None = None,
+    members: str | None = None,
     chosen: str = "",
 ) -> Encoder:
     """Stage 2 on the recipe's base and fine-tuned upstreams; `alpha` and `method` override it.
 
-    `chosen`: the file with the alpha of a recipe that chooses it; looked up if not given.
+    `members`: which of the fine-tuned ones, numbered from 0, as in `0+2`. `chosen`: the file with
+    the alpha or members of a recipe that chooses them; looked up if not given.
     """
     path = Path(recipe)
-    plan = altered(load_recipe(path), method, alpha)
+    plan = altered(path, method, alpha, members)
     base, *tuned = base_of(plan), *tuned_of(plan, path, Path(results))
-    plan, choice = settled(plan, path, [base, *tuned], Path(results), chosen)
-    weights = combine(base, tuned, plan, path, Path(results))
+    plan, tuned, choice = settled(plan, path, [base, *tuned], Path(results), chosen)
+    weights = dict(combine(base, tuned, plan, path, Path(results)))
     base.model.load_state_dict(weights, assign=True)
-    facts = ", ".join(f"{key} {value}" for key, value in plan.params.items())
+    if choice and choice.what == "members":
+        members = choice.chosen
+    facts = {**plan.params, **({"members": members} if members else {})}
+    shown = ", ".join(f"{key} {value}" for key, value in facts.items())
     why = f" (chosen on {', '.join(choice.dev)})" if choice else ""
-    base.source = f"{path}: {plan.method} {facts}{why}"
+    base.source = f"{path}: {plan.method} {shown}{why}"
     return base
-
-
-def altered(plan: MergeRecipe, method: str | None, alpha: float | None) -> MergeRecipe:
-    """The recipe with another method or alpha; a given alpha replaces a choice."""
-    if method is not None:
-        plan = replace(plan, method=method)
-    if alpha is not None:
-        plan = replace(plan, params={**plan.params, "alpha": alpha}, choose=None)
-    return plan
 
 
 @UPSTREAMS.register("finetuned", about="the fine-tuned upstream of a merge recipe (alpha = 1)")
@@ -224,21 +240,27 @@ def write(
 def _write_encoder(
     plan: MergeRecipe, recipe: Path, output: Path, results: Path, form: Form, report: Report
 ) -> dict[str, Any]:
-    base, *tuned = base_of(plan), *tuned_of(plan, recipe, results)
-    plan, choice = settled(plan, recipe, [base, *tuned], results)
-    sources = {"base": base.source, "tuned": [one.source for one in tuned]}
+    base = base_of(plan)
     file = "" if form == "hf" else "model.pt"
-    with ThreadPoolExecutor() as pool:  # digests and merging do not wait for each other
-        prints = [pool.submit(one.fingerprint) for one in (base, *tuned)]
-        weights = combine(base, tuned, plan, recipe, results, report)
-        state = {f"model.{name}": tensor for name, tensor in weights.items()}
-        prints.append(pool.submit(fingerprint, base.identity(), state))
-        config = base.config.to_dict()
-        found = Checkpoint(base.family, config, weights, base.normalize, base.source)
-        export.write(found, form, output / file)
-    first, *others, last = (one.result() for one in prints)
+    config = base.config.to_dict()
+    found = Checkpoint(base.family, config, base.model.state_dict(), base.normalize, base.source)
+    with ThreadPoolExecutor(1) as pool:  # digests do not wait for merging, nor merging for them
+        prints = [pool.submit(base.fingerprint)]
+        tuned = tuned_of(plan, recipe, results)
+        plan, tuned, choice = settled(plan, recipe, [base, *tuned], results)
+        prints += [pool.submit(one.fingerprint) for one in tuned]
+        stream = ahead(combine(base, tuned, plan, recipe, results, report))
+        if form == "hf":
+            export.to_folder(found, output, stream)
+            state: Weights = files.load(output / export.WEIGHTS)[0]
+        else:
+            state = dict(stream)
+            export.write(found._replace(state=state), form, output / file)
+        last = fingerprint(base.identity(), {f"model.{name}": t for name, t in state.items()})
+        first, *others = (one.result() for one in prints)
     return {
-        **sources,
+        "base": base.source,
+        "tuned": [one.source for one in tuned],
         "family": base.family,
         "file": file,
         "licence": base.licence,
@@ -266,7 +288,8 @@ def _write_same(
     )
     source = Path(plan.base)
     container.write(source, weights, output if source.is_dir() else output / source.name)
-    prints = [fingerprint({}, one) for one in (*states, weights)]
+    with ThreadPoolExecutor() as pool:
+        prints = list(pool.map(partial(fingerprint, {}), (*states, weights)))
     return {
         "base": plan.base,
         "tuned": names[1:],

@@ -29,13 +29,14 @@ METHODS: Registry[Method] = Registry("merging method")
 # Arguments that are no keys of a recipe. `rng` is seeded from the recipe's `seed` and the tensor's
 # name; `stats` holds one statistic for each of [base, *tuned], or nothing where none was gathered.
 RESERVED = ("base", "tuned", "place", "depth", "rng", "stats")
+ELEMENTWISE = ("linear", "task_arithmetic", "soup")  # a value depends on no other of its tensor
 STATISTICS: dict[str, Literal["fisher", "gram"]] = {}  # what a method's `stats` are
 
 SLERP_PARALLEL = 0.9995
 
 
 def mean_vector(base: Tensor, tuned: Sequence[Tensor]) -> Tensor:
-    """The mean task vector."""
+    """The mean task vector, a new tensor."""
     if len(tuned) == 1:  # the same bits without two copies
         return tuned[0] - base
     return torch.stack([t - base for t in tuned]).mean(0)
@@ -53,7 +54,7 @@ def linear(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Ten
 
     alpha 0 gives the base, 1 the tuned model (the mean of several).
     """
-    return base + alpha * mean_vector(base, tuned)
+    return mean_vector(base, tuned).mul_(alpha).add_(base)
 
 
 @METHODS.register("task_arithmetic")
@@ -63,7 +64,7 @@ def task_arithmetic(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.2
     alpha 0 gives the base, 1 with one model the tuned one; with n models it goes n times as far
     as `linear`.
     """
-    return base + alpha * len(tuned) * mean_vector(base, tuned)
+    return linear(base, tuned, alpha=alpha * len(tuned))
 
 
 @METHODS.register("soup")
@@ -71,7 +72,7 @@ def soup(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) -> Tensor
     """Uniform model soup: the mean of the tuned models (Wortsman et al., arXiv 2203.05482).
 
     alpha 0 gives the base; 1, the paper's and the default, the mean of the tuned models whatever
-    the base is. `greedy_soup` selects the members of a greedy one.
+    the base is. A recipe's `choose: {tasks: [...], members: greedy}` makes it a greedy soup.
     """
     return torch.lerp(base, torch.stack(list(tuned)).mean(0), alpha)
 

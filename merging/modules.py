@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from upstream.names import module_of
 
 Weights = Mapping[str, Tensor]
 
-CHUNK = (
-    1 << 14
-)  # values; their buffers stay in a core's cache, and torch starts no threads for them
+# values; their buffers stay in a core's cache, and torch starts no threads for them
+CHUNK = 1 << 15
 
 
 def movement(base: Weights, tuned: Weights) -> dict[str, float]:
@@ -42,16 +40,18 @@ class EffectiveAlpha:
 
     def add(self, module: str, base: Tensor, tuned: Sequence[Tensor], merged: Tensor) -> None:
         """Count one tensor of a module: base, tuned and merged of one shape, float32."""
-        flat = (tensor.reshape(-1).split(CHUNK) for tensor in (base, merged, *tuned))
+        flat = [tensor.reshape(-1) for tensor in (base, merged, *tuned)]
         along = length = 0.0
-        for origin, result, *models in zip(*flat):
+        for start in range(0, base.numel(), CHUNK):
+            origin, result, *models = (tensor[start : start + CHUNK] for tensor in flat)
             vector = models[0] - origin
             for other in models[1:]:
                 vector += other - origin
             if len(models) > 1:
                 vector /= len(models)
-            along += float(torch.dot(result - origin, vector))
-            length += float(torch.dot(vector, vector))
+            # no torch.dot: it starts threads for any size, which wait for each other when busy
+            along += float((result - origin).mul_(vector).sum())
+            length += float(vector.square_().sum())
         self.along[module] += along
         self.length[module] += length
 

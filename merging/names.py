@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import upstream
+from downstream.evaluate import Prepared
 from downstream.survey import Request, Settings
 from merging import choose as choosing
+from merging.choose import BASE, Choice, Dev
 from merging.finetune import tuned_folder
 from merging.interpolation import (
-    altered,
     as_encoder,
     base_of,
     choice_place,
     choice_tasks,
     tuned_of,
 )
-from merging.recipe import YAML, MergeRecipe, load_recipe
+from merging.recipe import YAML, MergeRecipe, altered, load_recipe
 from upstream.base import Upstream
 from upstream.errors import UserError
 from upstream.export import WEIGHTS, write
@@ -71,7 +73,7 @@ def requests(
 
     One `merged` alone brings its comparison along: what its recipe names under `compare`, the
     pre-trained base (the reference) and the fine-tuned upstream. So does one curve, which has no
-    need of the fine-tuned one. A recipe that chooses its alpha is scored for it now, with
+    need of the fine-tuned one. A recipe that chooses alpha or members is scored for it now, with
     `settings`; without them it is looked up, and the name stays open if that is not done yet.
     """
     groups = curves(specs)
@@ -101,35 +103,53 @@ def _recipe(one: Request) -> Path | None:
 
 
 def _choosing(one: Request) -> tuple[Path, MergeRecipe] | None:
-    """The recipe of an upstream whose alpha is chosen and not known yet."""
+    """The recipe of an upstream whose alpha or members are chosen and not known yet."""
     name, options = parse(one.spec)
     recipe = _recipe(one)
-    if recipe is None or name == "finetuned" or {"alpha", "chosen"} & {*options, *one.options}:
+    if recipe is None or name == "finetuned" or "chosen" in {*options, *one.options}:
         return None
-    plan = altered(load_recipe(recipe), options.get("method"), None)
+    try:
+        alpha = float(options["alpha"]) if "alpha" in options else None
+    except ValueError:
+        raise UserError(f"{one.spec}: alpha={options['alpha']}: not a number") from None
+    plan = altered(recipe, options.get("method"), alpha, options.get("members"))
     return (recipe, plan) if plan.choose else None
 
 
 def _chosen(one: Request, results: Path, settings: Settings | None) -> Request:
-    """The same with its alpha chosen; candidates are scored now if that was not done before."""
+    """The same with its choice made; candidates are scored now if that was not done before."""
     found = _choosing(one)
     if found is None or (settings is None and _untrained(found[0], results)):
         return one
     recipe, plan = found
-    assert plan.choose is not None
     tasks = choice_tasks(plan, recipe, results)
     models = [base_of(plan), *tuned_of(plan, recipe, results)]
     place = choice_place(plan, models, tasks, results)
     if not place.is_file():
         if settings is None:
             return one
-        alphas = choosing.wanted(plan.choose, str(recipe))
-        candidates = {a: one._replace(spec=f"{one.spec}:alpha={a:g}") for a in alphas}
-        dev = choosing.score(candidates, tasks, load, settings)
-        metrics = {task.recipe.name: task.recipe.kind_of_task().metric for task in tasks}
-        choosing.save(place, choosing.pick(dev, metrics, plan.choose.alpha))
+        choosing.save(place, _choice(one, plan, tasks, settings))
     print("\n".join(choosing.read(place).lines()))
     return one._replace(options={**one.options, "chosen": str(place)})
+
+
+def _choice(
+    one: Request, plan: MergeRecipe, tasks: Sequence[Prepared], settings: Settings
+) -> Choice:
+    """Score what the recipe of `one` has to choose from, and choose."""
+    choose = plan.choose
+    assert choose is not None
+    metrics = {task.recipe.name: task.recipe.kind_of_task().metric for task in tasks}
+
+    def score(candidates: Sequence[str]) -> Dev:
+        specs = {c: f"{one.spec}:{choose.what}={c}" for c in candidates}
+        base = Request(plan.base, {})
+        listed = {c: base if c == BASE else one._replace(spec=s) for c, s in specs.items()}
+        return choosing.score(listed, tasks, load, settings)
+
+    if choose.what == "members":
+        return choosing.greedy(score, metrics, len(plan.tuned))
+    return choosing.pick(score(choose.scored), metrics, choose.candidates)
 
 
 def unbuilt(one: Request, results: Path) -> str:
@@ -139,10 +159,11 @@ def unbuilt(one: Request, results: Path) -> str:
         return ""
     waiting = _untrained(recipe, results)
     if found := _choosing(one):
-        choose = found[1].choose
+        plan = found[1]
+        choose = plan.choose
         assert choose is not None
-        count = len(choosing.wanted(choose, str(recipe)))
-        waiting.append(f"alpha to choose from {count} on {', '.join(choose.tasks)}")
+        count = len(choose.scored if choose.what == "alpha" else plan.tuned)
+        waiting.append(f"{choose.what} to choose from {count} on {', '.join(choose.tasks)}")
     return ", ".join(waiting)
 
 

@@ -1,4 +1,4 @@
-"""The recipe of a merged upstream: what is merged, how, and on what its alpha is chosen."""
+"""The recipe of a merged upstream: what is merged, how, and on what that is chosen."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from merging.calibrate import Calibration
-from merging.choose import Choose, wanted
+from merging.choose import Choose, apart
 from merging.finetune import load_recipe as load_finetuning
 from merging.methods import STATISTICS
 from merging.rules import PosConv, Settings, Several, check_params
@@ -36,7 +36,7 @@ class MergeRecipe:
     several: Several = "mean"
     origin: Literal["checked", "unchecked"] = "checked"  # must all have grown from the base?
     calibrate: Calibration | None = None  # the audio for methods that need statistics
-    choose: Choose | None = None  # alpha by dev scores
+    choose: Choose | None = None  # alpha or members by dev scores
 
     @property
     def settings(self) -> Settings:
@@ -46,8 +46,38 @@ class MergeRecipe:
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeRecipe:
     """Read and check a merge recipe; `overrides` have dotted keys (`params.alpha`)."""
     recipe = build(MergeRecipe, read_yaml(path, overrides), str(path))
+    if overrides and "params.alpha" in overrides:
+        recipe = with_alpha(recipe, overrides["params.alpha"])
     _check(recipe, str(path))
     return recipe
+
+
+def with_alpha(plan: MergeRecipe, alpha: Any) -> MergeRecipe:
+    """The recipe with another alpha, which replaces a choice of alpha."""
+    choose = plan.choose if plan.choose and plan.choose.what == "members" else None
+    return replace(plan, params={**plan.params, "alpha": alpha}, choose=choose)
+
+
+def with_members(plan: MergeRecipe, members: str, where: str) -> MergeRecipe:
+    """The recipe with some of its tuned models (`0+2`), which replaces a choice of members.
+
+    Raises UserError for models that it does not have.
+    """
+    tuned = [plan.tuned[number] for number in apart(members, len(plan.tuned), where)]
+    choose = plan.choose if plan.choose and plan.choose.what == "alpha" else None
+    return replace(plan, tuned=tuned, choose=choose)
+
+
+def altered(
+    recipe: Path, method: str | None, alpha: float | None, members: str | None
+) -> MergeRecipe:
+    """The recipe with another method, alpha or members; what is given is not chosen. UserError."""
+    plan = load_recipe(recipe)
+    if method is not None:
+        plan = replace(plan, method=method)
+    if alpha is not None:
+        plan = with_alpha(plan, alpha)
+    return plan if members is None else with_members(plan, members, str(recipe))
 
 
 def recipe_of(
@@ -69,16 +99,12 @@ def recipe_of(
 
 
 def placed(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`--set` keys of a merge: `alpha` means `params.alpha`; `only` and its like stay as they are.
-
-    An alpha that is given beside a recipe which chooses its own replaces the choice.
-    """
+    """`--set` keys of a merge: `alpha` means `params.alpha`; the recipe's keys stay as they are."""
     own = {one.name for one in dataclasses.fields(MergeRecipe)}
-    keys = {
+    return {
         key if key.split(".")[0] in own else f"params.{key}": value
         for key, value in overrides.items()
     }
-    return {"choose": None, **keys} if "params.alpha" in keys else keys
 
 
 def command(plan: MergeRecipe, recipe: Path, output: Path, form: str) -> str:
@@ -108,9 +134,11 @@ def _check(recipe: MergeRecipe, where: str) -> None:
     if recipe.method in STATISTICS and recipe.calibrate is None:
         raise UserError(f"{where}: {recipe.method} needs calibrate: {{task: FILE}}")
     if recipe.choose:
-        wanted(recipe.choose, where)
-        if "alpha" in recipe.params:
+        recipe.choose.check(where)
+        if recipe.choose.what == "alpha" and "alpha" in recipe.params:
             raise UserError(f"{where}: give params: alpha or choose, not both")
+        if recipe.choose.what == "members" and len(recipe.tuned) < 2:
+            raise UserError(f"{where}: choose: members: needs two or more tuned models")
 
 
 def tuned_on(plan: MergeRecipe, recipe: Path) -> list[str]:

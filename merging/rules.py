@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from merging import alphas
 from merging.alphas import Alpha
-from merging.methods import METHODS, RESERVED, STATISTICS, Method
+from merging.methods import ELEMENTWISE, METHODS, RESERVED, STATISTICS, Method
 from upstream.errors import UserError, near_miss
 from upstream.names import Place, place_of, slots
 from upstream.schema import bind, convert
@@ -25,6 +25,10 @@ Several = Literal["mean", "sum", "sequential"]
 
 # The pre-training head keeps the base's values, as in the released code (merge_utils.py).
 HEAD = "head"
+# Values of a tensor that pass together: they stay in a core's cache, torch starts no threads for
+# them, and below 128 KB malloc gives out the same pages again and again.
+PIECE = 32_000
+Look = Callable[[Tensor, Sequence[Tensor], Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,32 @@ class Rule:
     stats: Sequence[Weights] | None
 
     def __call__(
-        self, name: str, base: Tensor, tuned: Sequence[Tensor], gathered: bool = True
+        self,
+        name: str,
+        base: Tensor,
+        tuned: Sequence[Tensor],
+        gathered: bool = True,
+        look: Look | None = None,
     ) -> Tensor:
-        """The merged tensor, float32; `base` itself where nothing changes."""
+        """The merged tensor, float32; `base` itself if nothing changes.
+
+        `look` is shown all of base, tuned and merged, piece by piece.
+        """
         stats = [s[name] for s in self.stats or () if gathered and name in s]
-        step = partial(self._step, name, _generator(self.seed, name))
+        step = self._step(name)
+        merged, changed = torch.empty_like(base), False
+        for origin, result, *models in zip(*_pieces((base, merged, *tuned), self.method)):
+            result.copy_(self._all(step, origin, models, stats))
+            changed = changed or not torch.equal(result, origin)
+            if look:
+                look(origin, models, result)
+        # -0.0 + 0 * x is 0.0: what did not change keeps its bits, and the base its fingerprint
+        return merged if changed else base
+
+    def _all(
+        self, step: Method, base: Tensor, tuned: Sequence[Tensor], stats: Sequence[Tensor]
+    ) -> Tensor:
+        """One, or several tuned models as the settings say."""
         merged = base
         if self.settings.several == "mean" or len(tuned) == 1:
             merged = step(base, tuned, stats)
@@ -72,22 +97,20 @@ class Rule:
         else:
             for one in tuned:
                 merged = step(merged, [one], [])
-        # -0.0 + 0 * x is 0.0: what did not change keeps its bits, and the base its fingerprint
-        return base if torch.equal(merged, base) else merged
+        return merged
 
-    def _step(
-        self,
-        name: str,
-        rng: torch.Generator,
-        base: Tensor,
-        tuned: Sequence[Tensor],
-        stats: Sequence[Tensor],
-    ) -> Tensor:
+    def _step(self, name: str) -> Method:
+        """The method for one tensor: a function of base, tuned and statistics."""
         place = self.places[name]
-        known = {"place": place, "depth": self.depth, "rng": rng, "stats": stats}
+        known = {"place": place, "depth": self.depth}
         reserved = {key: known[key] for key in self.wanted & known.keys()}
+        if "rng" in self.wanted:
+            reserved["rng"] = _generator(self.seed, name)
         alpha = alphas.resolve(self.alpha, place, self.depth, name)
-        return self.combine(base, tuned, alpha=alpha, **self.params, **reserved)
+        act = partial(self.combine, alpha=alpha, **self.params, **reserved)
+        if "stats" in self.wanted:
+            return lambda base, tuned, stats: act(base, tuned, stats=stats)
+        return lambda base, tuned, _: act(base, tuned)
 
     def moves(self, name: str, tensor: Tensor) -> bool:
         """Whether this tensor is merged at all."""
@@ -141,6 +164,15 @@ def places_of(names: Iterable[str]) -> dict[str, Place]:
     names = list(names)
     known = {slot.name: place_of(own) for own, slot in slots(names, "merge").items()}
     return {name: known.get(name) or place_of(name) for name in names}
+
+
+def _pieces(tensors: Sequence[Tensor], method: str) -> list[Sequence[Tensor]]:
+    """Each tensor in rows of about PIECE values; whole if the method needs to see it whole."""
+    first = tensors[0]
+    if method not in ELEMENTWISE or first.numel() <= PIECE or first.ndim == 0:
+        return [[tensor] for tensor in tensors]
+    rows = max(1, PIECE * len(first) // first.numel())
+    return [tensor.split(rows) for tensor in tensors]
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

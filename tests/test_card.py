@@ -25,7 +25,8 @@ RECORD: dict[str, Any] = {
     "tensors": 211,
     "slerp_fallbacks": None,
     "choose": {
-        "alpha": 0.1, "gain": {"0": 0.0, "0.1": 0.2}, "dev": {"asr": {"0": 10.0, "0.1": 8.0}},
+        "what": "alpha", "chosen": "0.1", "usual": "0.25", "gain": {"0": 0.0, "0.1": 0.2},
+        "dev": {"asr": {"0": 10.0, "0.1": 8.0}},
         "metric": {"asr": "wer"}, "regret": {"asr": 1.5},
     },
     "created": "2026-01-01T00:00:00+00:00",

@@ -16,9 +16,10 @@ from torch import Tensor
 
 import merging
 from merging import matching
-from merging.engine import Report, merge, merge_tensors
+from merging.engine import Report, ahead, merge, merge_tensors
+from merging.methods import ELEMENTWISE, METHODS
 from merging.modules import EffectiveAlpha, effective_alpha
-from merging.rules import Settings
+from merging.rules import PIECE, Settings
 from tests import tiny
 from upstream.errors import UserError
 from upstream.names import to_fairseq
@@ -87,6 +88,40 @@ def test_properties_of_a_merge(
         merge(b, [s, t], alpha=alpha), merge(b, [t, s], alpha=alpha), atol=1e-5, rtol=0
     )
     torch.testing.assert_close(merge(b, [b, b], alpha=alpha), b)
+
+
+@pytest.mark.parametrize("method", ELEMENTWISE)
+def test_large_tensors_pass_in_pieces_with_the_same_bits(method: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    base = torch.randn(300, 700, generator=rng)
+    assert base.numel() > 4 * PIECE
+    base[0, 0] = -0.0
+    one, two = base.clone(), base.clone()
+    one[-1] += 0.01  # in one piece only
+    two[150:] += torch.randn(150, 700, generator=rng)
+    report = Report()
+    merged = merge({"w": base}, [{"w": one}, {"w": two}], method, report=report, alpha=0.3)["w"]
+    assert torch.equal(merged, METHODS[method](base, [one, two], alpha=0.3))
+    whole = EffectiveAlpha()
+    whole.add("other", base, [one, two], merged)
+    assert report.effective.result() == pytest.approx(whole.result(), rel=1e-6)
+    assert torch.signbit(merge({"w": base}, [{"w": base}], method)["w"][0, 0]), "the base's bits"
+
+
+def test_what_is_made_ahead_comes_in_order_and_fails_where_it_does() -> None:
+    made: list[str] = []
+
+    def source() -> Iterator[tuple[str, Tensor]]:
+        for name in "abc":
+            made.append(name)
+            yield name, torch.ones(1)
+        raise UserError("broken")
+
+    stream = ahead(source())
+    assert next(stream)[0] == "a"
+    assert [next(stream)[0], next(stream)[0]] == ["b", "c"] and made == ["a", "b", "c"]
+    with pytest.raises(UserError, match="broken"):
+        next(stream)
 
 
 def test_merge_is_float32_and_leaves_the_pretraining_head_and_integers() -> None:

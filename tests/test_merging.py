@@ -17,6 +17,7 @@ import upstream
 from merging import finetune, interpolation, matching
 from merging.recipe import command, load_recipe, placed, recipe_of
 from tests import tiny
+from upstream import files
 from upstream.errors import UserError
 
 
@@ -128,6 +129,33 @@ def test_written_folder_is_complete_and_the_same_every_time(tmp_path: Path) -> N
     assert "kernel of pos_conv" in "\n".join(found[0].lines())
 
 
+def test_a_merge_that_fails_half_way_leaves_no_weights(tmp_path: Path) -> None:
+    base = related(tmp_path)
+    weights = tmp_path / "tuned-1" / "model.safetensors"
+    state = safetensors.torch.load_file(weights)
+    last = "encoder.layers.2.final_layer_norm.bias"  # finite, but not along the way
+    state[last] = torch.full_like(state[last], 3e38)
+    safetensors.torch.save_file(state, weights, {"format": "pt"})
+    plan = recipe_of(str(base), [str(tmp_path / "tuned-1")], None, {"alpha": 2.0})
+    with pytest.raises(UserError, match=f"the merge of {last} is not finite"):
+        interpolation.write(plan, Path(), tmp_path / "out", tmp_path / "r")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_weights_that_are_made_one_by_one_are_all_there(tmp_path: Path) -> None:
+    like = {"a": torch.empty(2, device="meta"), "b": torch.empty(3, 1, device="meta")}
+    path = tmp_path / "w.safetensors"
+    values = {"b": torch.ones(3, 1), "a": torch.zeros(2)}
+    files.save_tensors(like, path, values=iter(values.items()))
+    read = safetensors.torch.load_file(path)
+    assert all(torch.equal(read[name], tensor) for name, tensor in values.items())
+    before = path.read_bytes()
+    for wrong in ({"a": values["a"]}, {"a": values["b"], "b": values["b"]}):
+        with pytest.raises(ValueError, match=r"b never came|a is \(3, 1\), not \(2,\)"):
+            files.save_tensors(like, path, values=iter(wrong.items()))
+    assert path.read_bytes() == before
+
+
 def test_same_form_goes_back_into_the_base_file(tmp_path: Path) -> None:
     """Any architecture: only names and shapes count, and what is no encoder tensor stays."""
     torch.manual_seed(0)
@@ -191,6 +219,8 @@ MISTAKES = {
     "statistics": ("method: fisher", "fisher needs calibrate"),
     "both": ("params: {alpha: 0.5}\nchoose: {tasks: [word]}", "params: alpha or choose, not both"),
     "empty": ("choose: {tasks: []}", "at least one alpha and one task"),
+    "two choices": ("choose: {tasks: [word], alpha: [0, 1], members: greedy}", "not both"),
+    "one member": ("choose: {tasks: [word], members: greedy}", "needs two or more tuned"),
     "none": ("tuned: []", "name at least one"),
 }
 
@@ -200,7 +230,7 @@ def test_a_mistake_in_a_merge_recipe_is_one_line(name: str, recipes: Path) -> No
     lines, message = MISTAKES[name]
     path = recipes / "merged.yaml"
     content = yaml.safe_load(path.read_text()) | yaml.safe_load(lines)
-    if name in ("both", "empty"):
+    if "choose" in lines:
         content["params"] = yaml.safe_load(lines).get("params", {})
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=message) as caught:

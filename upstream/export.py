@@ -9,6 +9,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +50,17 @@ def write(weights: Checkpoint | Encoder, form: str, output: str | Path) -> Path:
     return output
 
 
-def to_folder(weights: Checkpoint | Encoder, folder: str | Path) -> None:
+def to_folder(
+    weights: Checkpoint | Encoder,
+    folder: str | Path,
+    values: Iterable[tuple[str, Tensor]] | None = None,
+) -> None:
     """Write config.json, preprocessor_config.json and model.safetensors (float32) to `folder`.
 
     All are written beside it first and moved in one by one, the weights last: a folder with
     weights is a finished one. Other files in an existing folder stay. One tensor at a time is in
-    memory, and the same weights give the same bytes.
+    memory, and the same weights give the same bytes. `values`: the tensors one by one, if they
+    are only made now and `weights` just says what they are like.
     """
     weights, folder = _checkpoint(weights), Path(folder)
     if weights.family not in CLASSES:
@@ -79,7 +85,8 @@ def to_folder(weights: Checkpoint | Encoder, folder: str | Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         for name, content in settings.items():
             Path(part, name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        files.save_tensors(weights.state, Path(part, WEIGHTS), {"format": "pt"}, torch.float32)
+        file, metadata = Path(part, WEIGHTS), {"format": "pt"}
+        files.save_tensors(weights.state, file, metadata, torch.float32, values)
         for name in (*settings, WEIGHTS):
             os.replace(Path(part, name), folder / name)
 

@@ -16,7 +16,7 @@ import re
 import tempfile
 import types
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -232,27 +232,34 @@ def save_tensors(
     path: Path,
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
+    values: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
     """Write safetensors, one tensor in memory at a time; the same tensors give the same bytes.
 
     The format: 8 bytes with the header's length (little-endian), the header (JSON: dtype, shape
     and place of each tensor), then the data without gaps, widest types first so that all are
-    aligned. `dtype` casts. Raises UserError for a dtype that the format lacks.
+    aligned. `dtype` casts. `values`: the tensors themselves, in any order, where they are only
+    made now; `tensors` then says of what type and shape they are. Raises UserError for a dtype
+    that the format lacks.
     """
-    kinds = {name: dtype or tensor.dtype for name, tensor in tensors.items()}
-    if other := [name for name, kind in kinds.items() if kind not in DTYPES]:
-        raise UserError(f"{path}: {other[0]} is {kinds[other[0]]}: not a type of safetensors here")
-    order = sorted(kinds, key=lambda name: (-kinds[name].itemsize, name))
+    kinds = {name: (dtype or tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name in order:
-        start, end = end, end + tensors[name].numel() * kinds[name].itemsize
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": DTYPES[kinds[name]], "shape": shape, "data_offsets": [start, end]}
+    for name, (kind, shape) in sorted(kinds.items(), key=lambda one: (-one[1][0].itemsize, one[0])):
+        if kind not in DTYPES:
+            raise UserError(f"{path}: {name} is {kind}: not a type of safetensors here")
+        start, end = end, end + shape.numel() * kind.itemsize
+        header[name] = {"dtype": DTYPES[kind], "shape": [*shape], "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with whole(path) as part, part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            tensor = tensors[name].detach().to("cpu", kinds[name]).contiguous()
+        for name, tensor in tensors.items() if values is None else values:
+            kind, shape = kinds.pop(name)
+            if tensor.shape != shape:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(shape)}")
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            tensor = tensor.detach().to("cpu", kind).contiguous()
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        if kinds:
+            raise ValueError(f"{path}: {', '.join(kinds)} never came")

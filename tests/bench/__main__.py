@@ -35,7 +35,7 @@ def alone(what: str, act: Callable[..., Any], *args: Any) -> Any:
 
 def measure(setup: Setup) -> dict[str, Any]:
     """All raw figures of one device."""
-    from tests.bench import our_side, plan_side, s3prl_side
+    from tests.bench import merge_side, our_side, plan_side, s3prl_side
 
     raw: dict[str, Any] = {"s3prl": {}, "ours": {}}
     alone(f"{setup.device}: weights", write_encoder, setup)
@@ -44,6 +44,7 @@ def measure(setup: Setup) -> dict[str, Any]:
         for side, act in (("s3prl", s3prl_side.measure), ("ours", our_side.measure)):
             raw[side][task] = alone(f"{setup.device}: {task}, {side}", act, setup, task)
     raw["plan"] = alone(f"{setup.device}: plan", plan_side.measure, setup)
+    raw["merge"] = alone(f"{setup.device}: merge", merge_side.measure, setup)
     return raw
 
 

@@ -102,6 +102,7 @@ def ratios(raw: Raw) -> dict[str, float]:
         "encoder_alone": one["s3prl_alone_seconds"] / one["ours_alone_seconds"],
         "encoder_of_bound": one["flops"] / one["peak_flops"] / min(one["forward_seconds"]),
         "alpha": min(one["further_pass_seconds"]) / min(one["pass_seconds"]),
+        "merge": raw["merge"]["merge_seconds"] / raw["merge"]["copy_seconds"],
         "plan_seconds": raw["plan"]["second_seconds"],
     }
 
@@ -121,7 +122,7 @@ def table(raw: Raw) -> str:
 
 
 def _facts(raw: Raw) -> list[str]:
-    one, found, plan = raw["encoder"], ratios(raw), raw["plan"]
+    one, found, plan, merge = raw["encoder"], ratios(raw), raw["plan"], raw["merge"]
     their = ", ".join(f"{task.upper()} {_shares(f)}" for task, f in raw["s3prl"].items())
     place = "gpu" if one["machine"]["gpu"] else "main"
     held = {
@@ -138,6 +139,8 @@ def _facts(raw: Raw) -> list[str]:
         f"- peak memory: s3prl {held['s3prl']:.1f} GB, here {held['ours']:.1f} GB",
         f"- plan on {plan['files']:,} files: {plan['first_seconds']:.1f} s, "
         f"then {plan['second_seconds']:.1f} s",
+        f"- merge: {merge['merge_seconds']:.2f} s, {found['merge']:.1f} times copying both files; "
+        f"{merge['peak_mb'] - merge['before_mb']:.0f} MB of memory of its own",
     ]
 
 
