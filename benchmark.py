@@ -262,7 +262,9 @@ def describe(args: argparse.Namespace) -> None:
         "source": found.source or "not stated",
     }
     print("\n".join(f"{key:<14} {value}" for key, value in facts.items()))
-    card = Path(found.source) / "README.md"
+    place = Path(found.source)
+    merged = (place.parent / "merge.json").is_file()  # a model.pt with its card beside it
+    card = (place.parent if merged else place) / "README.md"
     if card.is_file():
         print(f"\n{card.read_text()}")
 
