@@ -342,10 +342,11 @@ def cache(args: argparse.Namespace) -> None:
         if args.action == "clear":
             cleared = "cleared" if store.remove(entry) else "kept: in use by another process"
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
-        print(
+        line = (
             f"{entry.fingerprint}  {entry.kind:<8} {entry.clips:>7} utterances "
             f"{entry.hours:>8.2f} h {entry.gigabytes:>8.3f} GB  {used}  {entry.name}  {cleared}"
         )
+        print(line.rstrip())
     print(f"{sum(entry.gigabytes for entry in chosen):.3f} GB in {store.root}")
 
 

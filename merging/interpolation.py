@@ -201,7 +201,10 @@ class Written(NamedTuple):
 
     def lines(self) -> list[str]:
         """To print: the effective alpha per module and what else was measured."""
-        rows = [f"  {m:<12} effective alpha {a:.4f}" for m, a in self.effective_alpha.items()]
+        rows = [
+            f"  {m:<12} " + ("fine-tuning left it alone" if a != a else f"effective alpha {a:.4f}")
+            for m, a in self.effective_alpha.items()  # a != a: NaN, there was nowhere to go
+        ]
         if (moved := self.record["pos_conv_difference"]) is not None:
             rows.append(f"  kernel of pos_conv: factors or kernel, {100 * moved:.3g} % apart")
         if (count := self.record["slerp_fallbacks"]) is not None:
