@@ -202,7 +202,7 @@ def test_fast_paths_and_the_plain_path_agree(
 
 @pytest.mark.slow
 def test_the_demo_predicts_the_same_on_the_plain_path(tmp_path: Path) -> None:
-    """The four demo tasks, one head seed; makes the corpus, 6 minutes.
+    """The four demo tasks, one head seed; makes the corpus, 4 minutes.
 
     Heads on means are trained on both paths. Heads on frames are trained once: 600 steps of an LSTM
     turn a difference in the last bit of a feature into another head (measured: 131 of 400 ASR
