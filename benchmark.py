@@ -332,7 +332,7 @@ def cache(args: argparse.Namespace) -> None:
     from upstream.store import Store
 
     store = Store(args.results / "cache")
-    entries = sorted(store.entries(), key=lambda entry: entry.used)
+    entries = store.entries()
     known = {name for entry in entries for name in (entry.name, entry.fingerprint)}
     if args.upstream and args.upstream not in known:
         raise UserError(f"cache: nothing of {args.upstream!r}{near_miss(args.upstream, known)}")

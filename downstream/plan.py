@@ -58,9 +58,8 @@ def describe(
             where, seconds = "", 0.0
             if n:
                 speed = speeds.encoder(upstream, print_)
-                own = (
-                    passes.pop(kind, []) if kind else []
-                )  # the first task of a kind makes its pass
+                # the first task of a kind makes its pass
+                own = passes.pop(kind, []) if kind else []
                 seconds = sum(clip.seconds for clip in own) / speed
                 seconds += n * _cell_seconds(upstream, print_, task, kind, speed, speeds)
                 where = _where(upstream, task, kind, bool(own))

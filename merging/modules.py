@@ -68,13 +68,3 @@ def _way(item: tuple[str, float]) -> tuple[int, int, str]:
         return 3, int(module.removeprefix("layer ")), ""
     first = ("cnn", "projection", "pos_conv")
     return (first.index(module) if module in first else 4), 0, module
-
-
-def effective_alpha(base: Weights, tuned: Sequence[Weights], merged: Weights) -> dict[str, float]:
-    """The effective alpha per module of whole models."""
-    found = EffectiveAlpha()
-    for name, tensor in base.items():
-        if tensor.is_floating_point():
-            others = [t[name].float() for t in tuned]
-            found.add(module_of(name), tensor.float(), others, merged[name].float())
-    return found.result()

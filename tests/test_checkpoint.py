@@ -19,7 +19,7 @@ from upstream import checkpoint, names
 from upstream.encoders import Encoder, load
 from upstream.errors import UserError
 from upstream.export import to_s3prl
-from upstream.names import canonical, module_of, place_of, to_fairseq
+from upstream.names import module_of, place_of, slots, to_fairseq
 
 BASE_WIDTH = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 1}
 
@@ -53,7 +53,7 @@ def test_names_map_to_and_fro(variant: str, tmp_path: Path) -> None:
     layered = names.layer_normed(state)
     theirs = {to_fairseq(name, layered): tensor for name, tensor in state.items()}
     assert len(theirs) == len(state)
-    assert list(canonical(theirs, "test")) == list(state)
+    assert list(slots(theirs, "test")) == list(state)
     kept = {name for name in state if to_fairseq(name, layered) == name}
     same = ("encoder.layer_norm.", ".final_layer_norm.")
     assert kept == {name for name in state if any(part in name for part in same)}
@@ -85,7 +85,7 @@ def test_names_map_to_and_fro(variant: str, tmp_path: Path) -> None:
 )
 def test_golden_names(theirs: str, ours: str) -> None:
     marker = {"feature_extractor.conv_layers.0.0.weight": 0}
-    assert list(canonical({**marker, theirs: 1}, "test"))[1] == ours
+    assert list(slots({**marker, theirs: 1}, "test"))[1] == ours
     assert to_fairseq(ours, layered=True) == theirs
 
 

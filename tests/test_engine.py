@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import merging
 from merging import matching
 from merging.engine import Report, ahead, merge, merge_tensors
 from merging.methods import ELEMENTWISE, METHODS
-from merging.modules import EffectiveAlpha, effective_alpha
+from merging.modules import EffectiveAlpha, Weights
 from merging.rules import PIECE, Settings
 from tests import tiny
 from upstream.errors import UserError
-from upstream.names import to_fairseq
+from upstream.names import module_of, to_fairseq
 
 State = dict[str, Tensor]
 NUMBERS = st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4)
@@ -215,6 +215,16 @@ def test_positional_kernels_are_merged_as_factors_or_as_kernels(hubert: State) -
         assert report.effective.result()["pos_conv"] == pytest.approx(0.25, abs=1e-4)
     kept = merge(hubert, [tuned], alpha=0.0, pos_conv="kernel")
     assert all(torch.equal(kept[name], hubert[name]) for name in (GAIN, KERNEL))
+
+
+def effective_alpha(base: Weights, tuned: Sequence[Weights], merged: Weights) -> dict[str, float]:
+    """The effective alpha per module of whole models."""
+    found = EffectiveAlpha()
+    for name, tensor in base.items():
+        if tensor.is_floating_point():
+            others = [t[name].float() for t in tuned]
+            found.add(module_of(name), tensor.float(), others, merged[name].float())
+    return found.result()
 
 
 def test_effective_alpha_is_right_to_five_digits_and_ordered(hubert: State) -> None:

@@ -18,6 +18,7 @@ import upstream
 from upstream import encoders
 from upstream.audio import pad
 from upstream.base import UPSTREAMS, Hidden
+from upstream.config import Family
 from upstream.fbank import Fbank
 from upstream.resolve import HUB, PROJECT
 
@@ -233,7 +234,7 @@ def test_a_callers_autocast_changes_nothing(folders: dict[str, Path]) -> None:
 
 def test_a_new_family_is_one_row(tmp_path: Path) -> None:
     if "unispeech-sat" not in encoders.FAMILIES:
-        encoders.FAMILIES.add("unispeech-sat", encoders.Family("UniSpeechSatModel", True))
+        encoders.FAMILIES.add("unispeech-sat", Family("UniSpeechSatModel", True))
     family, settings = tiny.config("unispeech-sat")
     config = transformers.UniSpeechSatConfig(**settings)
     transformers.UniSpeechSatModel(config).save_pretrained(tmp_path)

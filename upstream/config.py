@@ -1,11 +1,34 @@
-"""What an encoder's forward depends on: transformers' config.json, read without transformers."""
+"""The families of encoders, and what their forward depends on: transformers' config.json."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from upstream.registry import Registry
+
+
+class Family(NamedTuple):
+    """One architecture; its name in the table is the `model_type` of transformers' config.json."""
+
+    model: str  # class name in transformers
+    chunk_mask: bool = False  # s3prl masks by equal chunks (HuBERT, WavLM), not by the conv rule
+    own: Mapping[str, Any] = {}  # fields of its config that others lack or preset otherwise
+    fixed: Mapping[str, Any] = {}  # fields it disregards, and what it is like
+
+
+FAMILIES: Registry[Family] = Registry("encoder family")
+FAMILIES.add(
+    "hubert", Family("HubertModel", chunk_mask=True, own={"feat_proj_layer_norm": True}), "HuBERT"
+)
+BUCKETS = {"num_buckets": 320, "max_bucket_distance": 800}
+FAMILIES.add("wavlm", Family("WavLMModel", chunk_mask=True, own=BUCKETS), "WavLM")
+FAMILIES.add("wav2vec2", Family("Wav2Vec2Model"), "wav2vec 2.0")
+STACK = {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19}
+POST_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": False}
+FAMILIES.add("data2vec-audio", Family("Data2VecAudioModel", own=STACK, fixed=POST_NORM), "data2vec")
 
 # Fields that only some families read.
 SPECIAL = ("feat_proj_layer_norm", "num_buckets", "max_bucket_distance", "conv_pos_kernel_size")

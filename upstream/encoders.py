@@ -7,10 +7,9 @@ positional convolutions, which moves the features of a short utterance by 30 to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,36 +17,15 @@ from torch import Tensor, nn
 
 from upstream import checkpoint, export
 from upstream.base import Hidden, Padding, Precision, Upstream, fingerprint, valid
-from upstream.config import Config
+from upstream.config import FAMILIES, Config
 from upstream.errors import UserError, near_miss
 from upstream.modules import Model
-from upstream.registry import Registry
 
 # On a GPU convolutions would use TF32, whose ten bits of mantissa break the promise of parity.
 torch.backends.cudnn.allow_tf32 = False
 
 EPS = 1e-5  # of the waveform's layer norm: fairseq's (transformers uses 1e-7)
 
-
-class Family(NamedTuple):
-    """One architecture; its name in the table is the `model_type` of transformers' config.json."""
-
-    model: str  # class name in transformers
-    chunk_mask: bool = False  # s3prl masks by equal chunks (HuBERT, WavLM), not by the conv rule
-    own: Mapping[str, Any] = {}  # fields of its config that others lack or preset otherwise
-    fixed: Mapping[str, Any] = {}  # fields it disregards, and what it is like
-
-
-FAMILIES: Registry[Family] = Registry("encoder family")
-FAMILIES.add(
-    "hubert", Family("HubertModel", chunk_mask=True, own={"feat_proj_layer_norm": True}), "HuBERT"
-)
-BUCKETS = {"num_buckets": 320, "max_bucket_distance": 800}
-FAMILIES.add("wavlm", Family("WavLMModel", chunk_mask=True, own=BUCKETS), "WavLM")
-FAMILIES.add("wav2vec2", Family("Wav2Vec2Model"), "wav2vec 2.0")
-STACK = {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19}
-POST_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": False}
-FAMILIES.add("data2vec-audio", Family("Data2VecAudioModel", own=STACK, fixed=POST_NORM), "data2vec")
 
 # The fields of a config that change the CNN's output.
 CONVOLUTION = (

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from upstream import files
 from upstream.checkpoint import Checkpoint
+from upstream.config import FAMILIES
 from upstream.errors import UserError, near_miss
 from upstream.names import layer_normed
 from upstream.names import to_fairseq as fairseq_name
@@ -27,12 +28,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 SAMPLE_RATE = 16_000
-CLASSES = {  # of transformers
-    "hubert": "HubertModel",
-    "wavlm": "WavLMModel",
-    "wav2vec2": "Wav2Vec2Model",
-    "data2vec-audio": "Data2VecAudioModel",
-}
+CONVERTED = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")  # families that s3prl has a form of
 FORMATS = ("hf", "s3prl", "fairseq")
 
 
@@ -63,11 +59,11 @@ def to_folder(
     are only made now and `weights` just says what they are like.
     """
     weights, folder = _checkpoint(weights), Path(folder)
-    if weights.family not in CLASSES:
+    if weights.family not in FAMILIES:
         raise UserError(f"{weights.source}: transformers has no {weights.family}")
     folder.mkdir(parents=True, exist_ok=True)
     config = {**weights.config, "dtype": "float32", "model_type": weights.family}
-    config["architectures"] = [CLASSES[weights.family]]
+    config["architectures"] = [FAMILIES[weights.family].model]
     config.pop("torch_dtype", None)  # what "dtype" was called before
     if "masked_spec_embed" not in weights.state:  # transformers makes up one for this
         config |= {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
@@ -151,7 +147,7 @@ def _settings(weights: Checkpoint) -> dict[str, Any]:
     config, layered = weights.config, layer_normed(weights.state)
     if config["conv_dim"][-1] == config["hidden_size"]:
         raise UserError(f"{weights.source}: s3prl has no projection for equal CNN and model widths")
-    if weights.family not in CLASSES:
+    if weights.family not in CONVERTED:
         raise UserError(f"{weights.source}: s3prl has no converted form of {weights.family}")
     depth, kernel = 1, config["num_conv_pos_embeddings"]
     if weights.family == "data2vec-audio":

@@ -146,11 +146,6 @@ def _from_torchaudio(name: str) -> str:
     return re.sub(r"^(encoder\.layers\.\d+\.attention\.)attention\.", r"\1", name)
 
 
-def canonical(tensors: Mapping[str, Tensor], source: str) -> State:
-    """Any origin's tensors under transformers' names (see `slots`); nothing is copied."""
-    return {name: slot.take(tensors) for name, slot in slots(tensors, source).items()}
-
-
 def without_pretraining(state: Mapping[str, Tensor]) -> State:
     """The encoder's own tensors."""
     return {name: tensor for name, tensor in state.items() if not PRETRAINING.match(name)}

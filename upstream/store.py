@@ -111,11 +111,6 @@ class Store:
                     gone.append(entry)
         return gone
 
-    def clear(self, fingerprint_prefix: str | None = None) -> list[Entry]:
-        """Remove what is not in use, of the upstreams that the prefix fits or of all."""
-        chosen = [e for e in self.entries() if e.fingerprint.startswith(fingerprint_prefix or "")]
-        return [entry for entry in chosen if self.remove(entry)]
-
     def remove(self, entry: Entry) -> bool:
         """Remove one entry; False if it is in use."""
         folder = self.folder(entry.fingerprint, entry.kind)
