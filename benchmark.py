@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from upstream.errors import UserError, near_miss
+from upstream.common.errors import UserError, near_miss
 
 if TYPE_CHECKING:
-    from downstream.evaluate import Prepared
-    from downstream.survey import Settings
-    from upstream.registry import Registry
+    from downstream.run.cell import Prepared
+    from downstream.run.schedule import Settings
+    from upstream.common.registry import Registry
 
 EXAMPLES = """\
 examples:
@@ -136,7 +136,7 @@ def _positive(text: str) -> int:
 def tasks(args: argparse.Namespace) -> list[Prepared]:
     """The chosen tasks of the suite with their corpora read."""
     from downstream import recipe
-    from downstream.evaluate import prepare
+    from downstream.run.cell import prepare
 
     suite, overrides = recipe.suite(args.suite), recipe.overrides(args.set)
     chosen = args.downstream.split(",") if args.downstream else list(suite)
@@ -151,7 +151,7 @@ def settings(args: argparse.Namespace) -> Settings:
     """Device, processes and budgets; a results folder that cannot be written is found out now."""
     import torch
 
-    from downstream.survey import Settings
+    from downstream.run.schedule import Settings
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -179,14 +179,16 @@ def writable(folder: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score upstreams on tasks: build, extract once, train and test what is missing, compare."""
-    from downstream import jobs, survey, table
     from downstream.recipe import suite_folder
-    from downstream.results import load as load_results
-    from merging.names import load, requests
+    from downstream.report import table
+    from downstream.report.results import load as load_results
+    from downstream.run import execute as jobs
+    from downstream.run import schedule as survey
+    from merging.requests import load, requests
 
     how, suite = settings(args), suite_folder(args.suite)
     if args.from_scratch:
-        from merging.pretrain import from_scratch
+        from merging.pretraining.pretrain import from_scratch
 
         os.environ["HUBERT_DEMO"] = str(from_scratch(args.results))  # workers inherit it
     prepared = tasks(args)
@@ -209,9 +211,9 @@ def run(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """What `run` with the same flags would keep, compute and cost. Builds nothing."""
-    from downstream.plan import describe
     from downstream.recipe import suite_folder
-    from merging.names import load, requests, unbuilt
+    from downstream.run.estimate import describe
+    from merging.requests import load, requests, unbuilt
 
     how, suite = settings(args), suite_folder(args.suite)
     upstreams, _ = requests(args.upstream, suite, args.results)
@@ -221,15 +223,16 @@ def plan(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Two upstreams task by task."""
-    from downstream import results, table
+    from downstream.report import results, table
 
     print(table.render(table.compare(args.a, args.b, results.load(args.results)), args.format))
 
 
 def list_(args: argparse.Namespace) -> None:
     """Names with a line each."""
-    from downstream import base, corpora, heads, recipe  # noqa: F401
-    from merging import interpolation, methods  # noqa: F401
+    from downstream import base, recipe
+    from downstream.tasks import heads
+    from merging.methods import dense as methods
     from upstream import resolve  # noqa: F401 - registers what the hub has
     from upstream.base import UPSTREAMS
 
@@ -249,7 +252,7 @@ def list_(args: argparse.Namespace) -> None:
 def describe(args: argparse.Namespace) -> None:
     """Layers, parameters, fingerprint, licence, source."""
     from downstream.recipe import suite_folder
-    from merging.names import load, request
+    from merging.requests import load, request
 
     found = load(request(args.upstream, suite_folder("demo"), args.results))
     facts = {
@@ -272,14 +275,15 @@ def describe(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> int:
     """Promises of an upstream, kept or broken; or whether a recipe and its corpus can be used."""
     if args.recipe:
-        from downstream import evaluate, recipe
+        from downstream import recipe
+        from downstream.run import cell as evaluate
 
         prepared = evaluate.prepare(recipe.load(args.recipe), args.results)
         for fold, split in prepared.splits.items():
             print(fold or "corpus", {part: len(indices) for part, indices in split.items()})
         return 0
     from downstream.recipe import suite_folder
-    from merging.names import load, request
+    from merging.requests import load, request
     from upstream.check import check as promises
 
     rows = promises(load(request(args.upstream, suite_folder("demo"), args.results)))
@@ -290,7 +294,7 @@ def check(args: argparse.Namespace) -> int:
 
 def finetune(args: argparse.Namespace) -> None:
     """Stage 1."""
-    from merging.finetune import build_tuned
+    from merging.tuning.finetune import build_tuned
 
     writable(args.output or args.results)
     print(build_tuned(args.recipe, args.results, args.output))
@@ -299,7 +303,7 @@ def finetune(args: argparse.Namespace) -> None:
 def merge(args: argparse.Namespace) -> None:
     """Stage 2, written to a folder."""
     from downstream.recipe import overrides
-    from merging.interpolation import write
+    from merging.merged import write
     from merging.recipe import load_recipe, placed, recipe_of
 
     writable(args.output if args.format == "hf" else args.output.parent)
@@ -318,7 +322,7 @@ def merge(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """An encoder in another format."""
     from downstream.recipe import suite_folder
-    from merging import names
+    from merging import requests as names
 
     writable(args.output if args.format == "hf" else args.output.parent)
     one = names.request(args.upstream, suite_folder("demo"), args.results)
@@ -329,7 +333,7 @@ def cache(args: argparse.Namespace) -> None:
     """What the cache of features holds, least recently used first, or clear it."""
     from datetime import datetime
 
-    from upstream.store import Store
+    from upstream.features.store import Store
 
     store = Store(args.results / "cache")
     entries = store.entries()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from upstream.registry import Registry
+from upstream.common.registry import Registry
 
 
 class Example(NamedTuple):
@@ -21,11 +21,50 @@ class Example(NamedTuple):
     split: str
 
 
-class Count(NamedTuple):
+class Tally(NamedTuple):
     """What a metric counts in one utterance: a score is sum(errors) / sum(total)."""
 
     errors: float
     total: float
+
+
+class Count(NamedTuple):
+    """A record, one line of predictions.jsonl: what a metric counted in one test utterance."""
+
+    id: str
+    speaker: str
+    reference: str
+    hypothesis: str
+    errors: float
+    total: float
+    fold: str = ""  # "" for a task without folds
+    metric: str = ""  # "" for the only metric of its task
+
+    @property
+    def cluster(self) -> str:
+        """The unit that intervals are taken over: utterances of one fold share their heads."""
+        return self.fold or self.speaker
+
+
+class Trial(NamedTuple):
+    """A record of a task that compares two utterances: verification, query by example."""
+
+    id: str
+    enrolment: str
+    test: str
+    score: float  # higher: more alike
+    label: int  # 1: they belong together
+    speaker: str
+    fold: str = ""
+    metric: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """As of Count; the speaker of the enrolment."""
+        return self.fold or self.speaker
+
+
+Record = Count | Trial
 
 
 class Labels(Protocol):
@@ -54,8 +93,8 @@ Reader = Callable[..., list[Example]]
 CORPORA: Registry[Reader] = Registry("corpus")
 
 TASKS: Registry[Task] = Registry("task")
-TASKS.add("asr", "downstream.asr:TASK", "speech recognition: characters, CTC, WER")
-TASKS.add("pr", "downstream.pr:TASK", "phoneme recognition: phones, CTC, PER")
-TASKS.add("sid", "downstream.sid:TASK", "speaker identification: one label, accuracy")
-TASKS.add("er", "downstream.er:TASK", "emotion recognition: one label, accuracy, folds")
-TASKS.add("classify", "downstream.sid:CLASSIFY", "any one label per utterance, accuracy")
+TASKS.add("asr", "downstream.tasks.asr:TASK", "speech recognition: characters, CTC, WER")
+TASKS.add("pr", "downstream.tasks.pr:TASK", "phoneme recognition: phones, CTC, PER")
+TASKS.add("sid", "downstream.tasks.sid:TASK", "speaker identification: one label, accuracy")
+TASKS.add("er", "downstream.tasks.er:TASK", "emotion recognition: one label, accuracy, folds")
+TASKS.add("classify", "downstream.tasks.sid:CLASSIFY", "any one label per utterance, accuracy")

@@ -14,14 +14,15 @@ import yaml
 
 import downstream.corpora  # noqa: F401 - registers the readers
 from downstream.base import CORPORA, TASKS, Example, Task
-from downstream.heads import HEADS
-from downstream.lexicon import to_phones
-from upstream.errors import UserError, near_miss
-from upstream.registry import Registry
-from upstream.schema import bind, build, expand, read_yaml
+from downstream.tasks.heads import HEADS
+from downstream.tasks.lexicon import to_phones
+from upstream.common import PROJECT
+from upstream.common.errors import UserError, near_miss
+from upstream.common.registry import Registry
+from upstream.common.schema import bind, build, expand, read_yaml
 
 T = TypeVar("T")
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = PROJECT / "recipes"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,6 @@ def merge(
     **params: Any,
 ) -> dict[str, Tensor]:
     """`merging.merge(base, [tuned], alpha=0.25)`: merged weights; see `engine.merge`."""
-    from merging.engine import merge as interpolate  # torch is imported on the first use
+    from merging.weights.engine import merge as interpolate  # torch is imported on the first use
 
     return interpolate(base, tuned, method, **params)

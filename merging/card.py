@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from downstream.results import write_atomic
+from downstream.report.results import write_atomic
 
 S3PRL = {
     "hubert": "hubert_local",

@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from downstream import evaluate, jobs, results, survey
-from downstream.evaluate import Identity, Prepared
-from downstream.metrics import METRICS, Metric
-from downstream.results import Cell, Score
-from downstream.survey import Load, Request, Settings
-from merging.methods import greedy_soup
-from upstream.errors import UserError
+from downstream.report import results
+from downstream.report.results import Cell, Score
+from downstream.run import cell as evaluate
+from downstream.run import execute as jobs
+from downstream.run import schedule as survey
+from downstream.run.cell import Identity, Prepared
+from downstream.run.schedule import Load, Request, Settings
+from downstream.tasks.metrics import METRICS, Metric
+from merging.methods.dense import greedy_soup
+from upstream.common.errors import UserError
 
 What = Literal["alpha", "members"]
 Dev = dict[str, dict[str, float]]  # task -> candidate -> dev score, per cent

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from merging.calibrate import Calibration
 from merging.choose import Choose, apart
-from merging.finetune import load_recipe as load_finetuning
-from merging.methods import STATISTICS
-from merging.rules import PosConv, Settings, Several, check_params
-from upstream.errors import UserError
-from upstream.schema import build, read_yaml
+from merging.methods.dense import STATISTICS
+from merging.tuning.finetune import load_recipe as load_finetuning
+from merging.weights.calibration import Calibration
+from merging.weights.rule import PosConv, Settings, Several, check_params
+from upstream.common.errors import UserError
+from upstream.common.schema import build, read_yaml
 
 YAML = (".yaml", ".yml")
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from downstream.base import Example
-from upstream.errors import UserError
+from upstream.common.errors import UserError
 
 
 def wav(path: Path) -> None:

@@ -15,8 +15,9 @@ import soundfile
 
 import benchmark
 from tests import tiny
+from upstream.common import PROJECT
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = PROJECT
 
 
 def call(*words: object) -> int:
@@ -114,7 +115,7 @@ def test_kill_and_resume(suite: Path, tmp_path: Path) -> None:
 def test_ctrl_c_says_how_to_go_on(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from downstream import evaluate
+    from downstream.run import cell as evaluate
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -23,10 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from upstream import container, files
-from upstream.encoders import load
-from upstream.errors import UserError
-from upstream.export import to_s3prl
+from upstream.checkpoints import containers as container
+from upstream.checkpoints import tensor_files as files
+from upstream.checkpoints.write import to_s3prl
+from upstream.common.errors import UserError
+from upstream.encoder.encoder import load
 
 FUZZ = settings(
     max_examples=60,

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from upstream.common import PROJECT
+
+ROOT = PROJECT
 ROOMS = ["upstream", "downstream", "merging"]  # each may import those before it
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 

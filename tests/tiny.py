@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from upstream.encoders import FAMILIES, Encoder, load
+from upstream.encoder.encoder import FAMILIES, Encoder, load
 
 SIZES: dict[str, Any] = {
     "conv_dim": [16] * 7,
@@ -71,7 +71,7 @@ def hf_folder(tmp_path: Path, variant: str = "hubert", seed: int = 0, **sizes: A
 
 
 def encoder(tmp_path: Path, variant: str = "hubert", seed: int = 0, **options: Any) -> Encoder:
-    """A tiny `Encoder`; `options` as of `upstream.encoders.load`."""
+    """A tiny `Encoder`; `options` as of `upstream.encoder.encoder.load`."""
     return load(hf_folder(tmp_path, variant, seed), **options)
 
 

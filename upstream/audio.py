@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from upstream.base import SAMPLE_RATE
-from upstream.errors import UserError
+from upstream.common.errors import UserError
 
 OVERSHOOT = 0.5  # seconds; segment lists are often rounded up a little past the end of the file
 STREAMED = (

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from upstream.registry import Registry
+from upstream.common.registry import Registry
 
 SAMPLE_RATE = 16_000
 Padding = Literal["exact", "s3prl"]  # has it no say, or the say it has in s3prl?

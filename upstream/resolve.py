@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from upstream.base import UPSTREAMS, Loader, Padding, Precision, Upstream
-from upstream.errors import UserError, near_miss
+from upstream.common import PROJECT
+from upstream.common.errors import UserError, near_miss
 
-PROJECT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 RECIPES = (".yaml", ".yml")
 OPTION = re.compile(r"[:,](?=[A-Za-z_]\w*=)")  # a colon or comma is part of a path otherwise
@@ -106,7 +106,7 @@ def _loader(name: str) -> tuple[Loader, dict[str, Any]]:
     if path.suffix in CHECKPOINTS or "/" in name or path.exists():
         if path.suffix == ".py":
             raise UserError(f"{name}: name the class as well: {name}:MyUpstream")
-        from upstream import encoders
+        from upstream.encoder import encoder as encoders
 
         return encoders.load, {"path": _existing(path)}
     return UPSTREAMS[name], {}  # raises, with the near match
@@ -180,7 +180,7 @@ def _hub(
     precision: Precision = "float32",
 ) -> Upstream:
     """An encoder of the Hugging Face hub (downloaded once, then cached), or a local folder."""
-    from upstream import encoders
+    from upstream.encoder import encoder as encoders
 
     folder = Path(repo)
     if not folder.exists():
@@ -236,7 +236,7 @@ def _demo(
     folder = Path(os.environ.get("HUBERT_DEMO", PROJECT / "recipes" / "demo" / "hubert_demo"))
     if not folder.exists():
         raise UserError(f"hubert_demo: {folder} is not there; take it from a fresh clone")
-    from upstream import encoders
+    from upstream.encoder import encoder as encoders
 
     return encoders.load(folder, normalize=normalize, padding=padding, precision=precision)
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upstream.base import SAMPLE_RATE, Hidden, Upstream
-from upstream.errors import UserError, near_miss
+from upstream.common.errors import UserError, near_miss
 
 SHORTEST = 800  # samples: s3prl/nn/upstream.py pads anything below 0.05 s
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from downstream.base import Example
-from upstream.errors import UserError, near_miss
+from upstream.common.errors import UserError, near_miss
 
 
 def known_target(corpus: str, target: str, known: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from downstream.base import Example
 from downstream.corpora.common import complete, known_target, read_text, require_folder
-from upstream.errors import UserError, near_miss
+from upstream.common.errors import UserError, near_miss
 
 # utterances per part (Panayotov et al., ICASSP 2015; counted on the OpenSLR 12 archives)
 SIZES = {

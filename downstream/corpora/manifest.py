@@ -15,7 +15,7 @@ from typing import NamedTuple
 from downstream.base import Example
 from downstream.corpora.common import absent, read_text
 from downstream.corpora.splits import split_by_rule
-from upstream.errors import UserError, near_miss
+from upstream.common.errors import UserError, near_miss
 
 SPEAKER, SPLIT = "speaker", "split"  # the columns that may be absent as long as none is asked for
 SPLIT_NAMES = {"train": "train", "test": "test", "dev": "dev", "valid": "dev", "validation": "dev"}

@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from scipy.fft import next_fast_len
 
-from upstream.errors import UserError
+from upstream.common.errors import UserError
 
 RATE = 16_000  # Hz, of the files
 ENGINE_RATE = 22_050  # Hz, what eSpeak NG returns

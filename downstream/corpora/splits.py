@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from downstream.base import Example
-from upstream.errors import UserError, near_miss
+from upstream.common.errors import UserError, near_miss
 
 SPLIT_BY = ("row", "speaker")
 

@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from downstream.base import Example
 from downstream.corpora.speak import Line, engine
-from upstream.errors import UserError, near_miss
+from upstream.common import PROJECT
+from upstream.common.errors import UserError, near_miss
 
 T = TypeVar("T")
 
@@ -232,7 +233,7 @@ def _speak(folder: Path, shard: list[Planned], marker: Path) -> int:
         input=json.dumps(lines),
         capture_output=True,
         encoding="utf-8",
-        cwd=Path(__file__).parents[2],
+        cwd=PROJECT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
     )
     if done.returncode != 0:

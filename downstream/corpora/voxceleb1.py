@@ -7,7 +7,7 @@ from pathlib import Path
 
 from downstream.base import Example
 from downstream.corpora.common import complete, known_target, read_text, require_folder
-from upstream.errors import UserError
+from upstream.common.errors import UserError
 
 SPLITS = {"1": "train", "2": "dev", "3": "test"}
 SIZES = {"train": 138361, "dev": 6904, "test": 8251}

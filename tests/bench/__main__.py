@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.subject import TASKS, Setup, write_encoder
-from upstream.errors import UserError
+from upstream.common.errors import UserError
 
 
 def alone(what: str, act: Callable[..., Any], *args: Any) -> Any:

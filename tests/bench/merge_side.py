@@ -41,7 +41,7 @@ def measure(setup: Setup) -> dict[str, Any]:
     The merge is all that the command does after its imports: digests, effective alpha and card
     included. Memory is anonymous (not mapped files), before a merge and at its peak.
     """
-    from merging.interpolation import write
+    from merging.merged import write
     from merging.recipe import recipe_of
 
     setup.prepare()

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from downstream.evaluate import Prepared
-from downstream.heads import HEADS
-from downstream.train import Data, fit
+from downstream.run.cell import Prepared
+from downstream.run.train import Data, fit
+from downstream.tasks.heads import HEADS
 from tests.bench import machine, s3prl_side
 from tests.bench.machine import clock, memory_gb
 from tests.bench.subject import Amount, Setup, amount, load_encoder, prepared, training
-from upstream import cache
-from upstream.audiofiles import Clip
 from upstream.base import SAMPLE_RATE, Upstream
-from upstream.cache import Features
-from upstream.encoders import Encoder
-from upstream.store import Store
+from upstream.encoder.encoder import Encoder
+from upstream.features import extract as cache
+from upstream.features.clips import Clip
+from upstream.features.extract import Features
+from upstream.features.store import Store
 
 PROBE = 120.0  # seconds of audio for the passes that are only compared with each other
 ALPHAS = (1.0, 0.99, 0.98)  # factors on the weights behind the CNN

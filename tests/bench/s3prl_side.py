@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from downstream.base import Labels
-from downstream.evaluate import Prepared
+from downstream.run.cell import Prepared
 from tests.bench.machine import clock, memory_gb
 from tests.bench.subject import Setup, amount, prepared, training
 from upstream.base import SAMPLE_RATE

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from downstream.evaluate import Prepared
-    from upstream.encoders import Encoder
+    from downstream.run.cell import Prepared
+    from upstream.encoder.encoder import Encoder
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
@@ -66,8 +66,8 @@ def write_encoder(setup: Setup) -> None:
     """A HuBERT Base (tiny if quick) with random weights, in transformers' and s3prl's formats."""
     import transformers
 
-    from upstream import encoders
-    from upstream.export import to_s3prl
+    from upstream.checkpoints.write import to_s3prl
+    from upstream.encoder import encoder as encoders
 
     small: dict[str, Any] = {
         "conv_dim": [32] * 7, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -83,14 +83,15 @@ def write_encoder(setup: Setup) -> None:
 
 def load_encoder(setup: Setup) -> Encoder:
     """Our reading of it."""
-    from upstream import encoders
+    from upstream.encoder import encoder as encoders
 
     return encoders.load(setup.work / "encoder", normalize=False).to(setup.device).eval()
 
 
 def prepared(setup: Setup, task: str) -> Prepared:
     """The task's recipe with its corpus read."""
-    from downstream import evaluate, recipe
+    from downstream import recipe
+    from downstream.run import cell as evaluate
 
     small = {"head.projector": 32, "head.hidden": 32} if setup.quick and task == "asr" else None
     return evaluate.prepare(recipe.load(HERE / "suite" / f"{task}.yaml", small), setup.work)

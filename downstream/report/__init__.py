@@ -1,0 +1,1 @@
+"""From finished cells to statements: results on disk, statistics, comparison, tables."""

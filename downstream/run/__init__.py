@@ -1,0 +1,1 @@
+"""From an upstream and a recipe to finished cells."""

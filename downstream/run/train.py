@@ -1,0 +1,271 @@
+"""One stream of features, one head per learning rate; the best on dev is kept.
+
+s3prl runs the upstream at every step and for every learning rate (downstream/runner.py); here the
+features come from `upstream.features.extract` and every head sees the same batches.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from downstream.base import Labels, Task
+from downstream.recipe import Recipe, Train
+from downstream.run.adam import WEIGHT_DECAY, Adam
+from downstream.tasks.heads import HEADS, Head
+from downstream.tasks.metrics import METRICS, Metric, score
+from downstream.tasks.specaug import specaug
+from upstream.common.progress import progress
+from upstream.features.codec import Features
+
+SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
+PREDICT_BATCH = 32  # utterances
+PREDICT_FLOATS = 1.6e8  # 640 MB of features: of HuBERT Base, 32 utterances of ten seconds
+
+
+class Data(NamedTuple):
+    """Features and targets of the same utterances."""
+
+    features: Features
+    targets: list[str]
+    labels: Labels
+
+
+class Batch(NamedTuple):
+    """Training features on the heads' device, read once for all of them."""
+
+    x: Tensor  # [L, B, T, D] (or [L, B, D]), contiguous: the sum over layers is then one product
+    lens: Tensor  # [B]
+    targets: list[list[int]]
+
+
+class Fitted(NamedTuple):
+    """The head that is best on dev, and how every learning rate did."""
+
+    head: Head
+    lr: float
+    dev: dict[str, float]  # learning rate -> best dev score in per cent
+
+
+class Stream:
+    """Training batches as a pure function of (seed, number), so that a resumed run sees the same.
+
+    Frames come in batches of similar length (no padding waste, as s3prl's sorted buckets), time
+    means in random batches.
+    """
+
+    def __init__(self, indices: Sequence[int], lens: Tensor, batch: int, seed: int, sort: bool):
+        self.indices = sorted(indices, key=lambda i: (-int(lens[i]), i)) if sort else list(indices)
+        self.batch, self.seed, self.sort = batch, seed, sort
+        self.per_epoch = -(-len(self.indices) // batch)
+        self.epoch = -1
+        self.order: list[int] = []
+
+    def __getitem__(self, number: int) -> list[int]:
+        epoch, position = divmod(number, self.per_epoch)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            items = self.per_epoch if self.sort else len(self.indices)
+            self.order = torch.randperm(items, generator=generator).tolist()
+            self.epoch = epoch
+        if self.sort:
+            first = self.order[position] * self.batch
+            return self.indices[first : first + self.batch]
+        chosen = self.order[position * self.batch : (position + 1) * self.batch]
+        return [self.indices[i] for i in chosen]
+
+
+def predict(head: Head, data: Data, indices: Sequence[int]) -> list[str]:
+    """Hypotheses for `indices`, in their order."""
+    return predictions([head], data, indices)[0]
+
+
+def predictions(heads: Sequence[Head], data: Data, indices: Sequence[int]) -> list[list[str]]:
+    """Hypotheses of every head for `indices`, in their order; features are read once for all."""
+    features, device = data.features, heads[0].layer_weights.device
+    found: list[dict[int, str]] = [{} for _ in heads]
+    for head in heads:
+        head.eval()
+    with torch.inference_mode():
+        for chosen in _by_length(indices, features):
+            x, lens = (t.to(device).contiguous() for t in features.batch(chosen))
+            for head, known in zip(heads, found):
+                ids = head.predict(head(x, lens), lens)
+                known.update(zip(chosen, map(data.labels.decode, ids)))
+    return [[known[i] for i in indices] for known in found]
+
+
+def _by_length(indices: Sequence[int], features: Features) -> list[list[int]]:
+    """Batches of similar length, longest first, within PREDICT_FLOATS of padded features."""
+    lens = features.lens.tolist()
+    frames = PREDICT_FLOATS / (features.layers * features.dim)
+    batches: list[list[int]] = []
+    for i in sorted(indices, key=lambda i: (-lens[i], i)):
+        size = len(batches[-1]) if batches else PREDICT_BATCH
+        if size == PREDICT_BATCH or (size + 1) * lens[batches[-1][0]] > frames:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def rate(metric: Metric, data: Data, indices: Sequence[int], hypotheses: Sequence[str]) -> float:
+    """The metric over `indices` in per cent."""
+    counts = [metric.count(data.targets[i], h) for i, h in zip(indices, hypotheses)]
+    return score(metric, sum(c.errors for c in counts), sum(c.total for c in counts))
+
+
+def fit(
+    recipe: Recipe,
+    data: Data,
+    split: dict[str, list[int]],
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    state: Path | None = None,
+    what: str = "heads",
+) -> Fitted:
+    """Train one head per learning rate on `split["train"]`, choose step and rate on `split["dev"]`.
+
+    All heads start from the same weights and see the same batches, dropout and SpecAugment: random
+    numbers depend on (seed, step) alone, so a run resumed from `state` repeats an unbroken one.
+    """
+    task, train = recipe.kind_of_task(), recipe.train
+    metric = METRICS[task.metric]
+    torch.manual_seed(seed)
+    shape = (data.features.layers, data.features.dim, data.labels.size)
+    first = HEADS[task.head](*shape, **recipe.head)
+    runs = [_Run(train, lr, first, shape, task, recipe.head, device) for lr in train.lr]
+    encoded = {i: data.labels.encode(data.targets[i]) for i in split["train"]}
+    stream = Stream(
+        split["train"], data.features.lens, train.batch, seed, sort=task.reduce == "frames"
+    )
+    begun = _restore(state, runs)
+    saved = time.monotonic()
+    for step in progress(range(begun, train.steps), what, train.steps, begun):
+        for number in range(step * train.accumulate, (step + 1) * train.accumulate):
+            batch = _batch(data, stream[number], encoded, device)
+            for run in runs:
+                _seed(seed * 1_000_003 + number, device)
+                run.backward(batch)
+        for run in runs:
+            run.update()
+        if (step + 1) % train.eval_every == 0 or step + 1 == train.steps:
+            _select(runs, data, split["dev"], metric)
+            last = step + 1 == train.steps  # of this fold, perhaps
+            if state and (last or time.monotonic() - saved > SAVE_SECONDS):
+                _save(state, runs, step + 1)
+                saved = time.monotonic()
+    sign = 1 if metric.better == "higher" else -1
+    best = max(runs, key=lambda run: sign * run.best)
+    best.head.load_state_dict(best.weights)
+    return Fitted(best.head, best.lr, {f"{run.lr:g}": run.best for run in runs})
+
+
+def _batch(
+    data: Data, chosen: list[int], encoded: dict[int, list[int]], device: torch.device | str
+) -> Batch:
+    x, lens = data.features.batch(chosen)
+    return Batch(x.to(device).contiguous(), lens.to(device), [encoded[i] for i in chosen])
+
+
+def _seed(number: int, device: torch.device | str) -> None:
+    """torch.manual_seed, less the stack trace that it formats (0.1 ms) while CUDA is unused."""
+    torch.default_generator.manual_seed(number)
+    if torch.device(device).type == "cuda":
+        torch.cuda.manual_seed(number)
+
+
+class _Run:
+    """One head, its optimizer, and its best weights so far."""
+
+    def __init__(
+        self,
+        train: Train,
+        lr: float,
+        first: Head,
+        shape: tuple[int, int, int],
+        task: Task,
+        options: dict[str, Any],
+        device: torch.device | str,
+    ) -> None:
+        self.lr, self.train = lr, train
+        self.head = HEADS[task.head](*shape, **options).to(device)
+        self.head.load_state_dict(first.state_dict())
+        self.parameters = [p for p in self.head.parameters() if p.requires_grad]
+        self.optimizer = Adam(self.parameters, lr, WEIGHT_DECAY[train.optimizer])
+        self.best = float("nan")
+        self.weights = self.copy()
+
+    def copy(self) -> dict[str, Tensor]:
+        return {k: v.detach().clone() for k, v in self.head.state_dict().items()}
+
+    def backward(self, batch: Batch) -> None:
+        """Add one micro-batch's gradients, divided by how many make an update (s3prl runner)."""
+        self.head.train()
+        features = self.head.weighted_sum(batch.x)
+        if self.train.specaug:
+            features = specaug(features, batch.lens)
+        logits = self.head.body(features, batch.lens)
+        loss = self.head.loss(logits, batch.lens, batch.targets)
+        (loss / self.train.accumulate).backward()
+
+    def update(self) -> None:
+        """One step with clipped gradients; s3prl leaves it out if they are not finite."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.clip)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def keep(self, dev: float, metric: Metric) -> None:
+        """Remember the weights if `dev` is strictly better than ever before."""
+        if metric.improves(dev, self.best):
+            self.best, self.weights = dev, self.copy()
+
+
+def _select(runs: list[_Run], data: Data, dev: list[int], metric: Metric) -> None:
+    """Score every head on dev, so that each may keep its best weights."""
+    for run, hypotheses in zip(runs, predictions([run.head for run in runs], data, dev)):
+        run.keep(rate(metric, data, dev, hypotheses), metric)
+
+
+def _save(path: Path, runs: list[_Run], step: int) -> None:
+    content = {
+        "step": step,
+        "runs": [
+            {
+                "head": run.head.state_dict(),
+                "optimizer": run.optimizer.state_dict(),
+                "best": run.best,
+                "weights": run.weights,
+            }
+            for run in runs
+        ],
+    }
+    save_state(path, content)
+
+
+def save_state(path: Path, content: Any) -> None:
+    """torch.save that leaves the old file or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def _restore(path: Path | None, runs: list[_Run]) -> int:
+    """Fill `runs` from a saved state; the step to go on from."""
+    if path is None or not path.exists():
+        return 0
+    content = torch.load(path, weights_only=True, map_location="cpu")
+    for run, kept in zip(runs, content["runs"]):
+        run.head.load_state_dict(kept["head"])
+        run.optimizer.load_state_dict(kept["optimizer"])
+        run.best, run.weights = kept["best"], kept["weights"]
+    return int(content["step"])

@@ -1,0 +1,1 @@
+"""How weights are merged: one typed pure function of tensors per method."""

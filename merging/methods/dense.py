@@ -1,0 +1,192 @@
+"""How weights are merged: one typed pure function of tensors per method.
+
+A method takes one parameter tensor of the pre-trained upstream and the same tensor of each
+fine-tuned one, all float32 and of one shape, and returns the merged tensor, float32; it changes
+none of them. Its keyword-only arguments are the keys that a merge recipe may hold, save the
+RESERVED ones, which the engine fills in. A new method is one registered function.
+
+`alpha` means the same in all of them: how far to go from the base along the task vector
+(tuned - base), or along what the method makes of several. 0 is the base; the order of the tuned
+models does not matter. Nothing divides alpha out again when there is one model only, as TIES and
+DELLA of other toolkits do when they normalise by the sum of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from upstream.checkpoints.tensor_names import Place
+from upstream.common.errors import UserError
+from upstream.common.registry import Registry
+
+Method = Callable[..., Tensor]
+METHODS: Registry[Method] = Registry("merging method")
+# Arguments that are no keys of a recipe. `rng` is seeded from the recipe's `seed` and the tensor's
+# name; `stats` holds one statistic for each of [base, *tuned], or nothing where none was gathered.
+RESERVED = ("base", "tuned", "place", "depth", "rng", "stats")
+ELEMENTWISE = ("linear", "task_arithmetic", "soup")  # a value depends on no other of its tensor
+STATISTICS: dict[str, Literal["fisher", "gram"]] = {}  # what a method's `stats` are
+
+SLERP_PARALLEL = 0.9995
+
+
+def mean_vector(base: Tensor, tuned: Sequence[Tensor]) -> Tensor:
+    """The mean task vector, a new tensor."""
+    if len(tuned) == 1:  # the same bits without two copies
+        return tuned[0] - base
+    return torch.stack([t - base for t in tuned]).mean(0)
+
+
+def require_share(value: float, where: str) -> None:
+    """UserError unless 0 < value <= 1; `where` is "method: key"."""
+    if not 0 < value <= 1:
+        raise UserError(f"{where}: {value:g} is not a share; write a number above 0, at most 1")
+
+
+@METHODS.register("linear")
+def linear(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tensor:
+    """Base + alpha * mean task vector: Speech-FT's stage 2 (arXiv 2502.12672), WiSE-FT.
+
+    alpha 0 gives the base, 1 the tuned model (the mean of several).
+    """
+    return mean_vector(base, tuned).mul_(alpha).add_(base)
+
+
+@METHODS.register("task_arithmetic")
+def task_arithmetic(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tensor:
+    """Base + alpha * sum of task vectors (Ilharco et al., arXiv 2212.04089).
+
+    alpha 0 gives the base, 1 with one model the tuned one; with n models it goes n times as far
+    as `linear`.
+    """
+    return linear(base, tuned, alpha=alpha * len(tuned))
+
+
+@METHODS.register("soup")
+def soup(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) -> Tensor:
+    """Uniform model soup: the mean of the tuned models (Wortsman et al., arXiv 2203.05482).
+
+    alpha 0 gives the base; 1, the paper's and the default, the mean of the tuned models whatever
+    the base is. A recipe's `choose: {tasks: [...], members: greedy}` makes it a greedy soup.
+    """
+    return torch.lerp(base, torch.stack(list(tuned)).mean(0), alpha)
+
+
+def greedy_soup(score: Callable[[Sequence[int]], float], count: int) -> list[int]:
+    """Members of the greedy soup, best first (Wortsman et al., arXiv 2203.05482, recipe 1).
+
+    `score(members)` rates the mean of these of the `count` models on held-out data, higher being
+    better. The best model starts; each next one joins if the score does not fall.
+    """
+    alone = [score([member]) for member in range(count)]
+    first, *others = sorted(range(count), key=lambda member: -alone[member])
+    chosen, best = [first], alone[first]
+    for member in others:
+        if (joined := score([*chosen, member])) >= best:
+            chosen, best = [*chosen, member], joined
+    return chosen
+
+
+def _cosine(one: Tensor, two: Tensor) -> float:
+    """Cosine of two tensors seen as vectors, in float64; NaN if one is zero."""
+    a, b = one.double().flatten(), two.double().flatten()
+    return float((a / a.norm()) @ (b / b.norm()))
+
+
+def slerp_falls_back(base: Tensor, tuned: Tensor) -> bool:
+    """Whether `slerp` is linear here: a zero tensor, or |cos| > 0.9995 (mergekit's threshold)."""
+    return not abs(_cosine(base, tuned)) <= SLERP_PARALLEL
+
+
+@METHODS.register("slerp")
+def slerp(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tensor:
+    """Along the arc between base and one tuned model (Shoemake 1985), tensor by tensor.
+
+    Linear where the arc is not defined or too short to matter, see `slerp_falls_back`. alpha 0
+    gives the base, 1 the tuned model. Raises UserError for several tuned models.
+    """
+    if len(tuned) != 1:
+        raise UserError(f"slerp: needs one tuned model, not {len(tuned)}; use linear for several")
+    if slerp_falls_back(base, tuned[0]):
+        return linear(base, tuned, alpha=alpha)
+    angle = torch.tensor(_cosine(base, tuned[0]), dtype=torch.float64).acos()
+    near, far = (torch.sin(share * angle) / angle.sin() for share in (1 - alpha, alpha))
+    return (near * base.double() + far * tuned[0].double()).float()
+
+
+@METHODS.register("lines")
+def lines(
+    base: Tensor,
+    tuned: Sequence[Tensor],
+    *,
+    alpha: float = 0.25,
+    shallow: float = 0.0,
+    place: Place,
+    depth: int,
+) -> Tensor:
+    """LiNeS: alpha grows linearly with depth, shallow layers stay near the base.
+
+    Wang et al., arXiv 2410.17146. The last layer goes alpha far, the first `shallow` * alpha: the
+    paper's alpha is `shallow` * alpha here, and its beta (1 - `shallow`) * alpha. What lies outside
+    the layers counts as the first, the head as the last. alpha 0 gives the base; alpha 1 the tuned
+    model in the last layer, and everywhere if `shallow` is 1.
+    """
+    layer = depth if place.part == "head" else place.layer or 1
+    rise = (layer - 1) / max(depth - 1, 1)
+    return linear(base, tuned, alpha=alpha * (shallow + (1 - shallow) * rise))
+
+
+@METHODS.register("model_stock")
+def model_stock(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) -> Tensor:
+    """Model Stock: the more the task vectors agree, the farther (Jang et al., arXiv 2403.19522).
+
+    Goes alpha * n c / (1 + (n - 1) c) along the mean task vector, c being their mean cosine in
+    this tensor. alpha 0 gives the base; 1, the default, the paper's point, which is the tuned model
+    if all are the same. Vectors that disagree (c < 0) give the base, as the paper's geometry has
+    no such case and its ratio would go backwards without bound. Raises UserError for one model.
+    """
+    count = len(tuned)
+    if count < 2:
+        raise UserError("model_stock: needs two or more tuned models; use linear for one")
+    vectors = torch.stack([t - base for t in tuned]).double().reshape(count, -1)
+    # No larger eps: task vectors of a light fine-tuning are tiny, and their cosines still count.
+    unit = normalize(vectors, dim=1, eps=1e-300)
+    cosines = unit @ unit.T
+    agree = float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
+    agree = min(max(agree, 0.0), 1.0)
+    return linear(base, tuned, alpha=alpha * count * agree / (1 + (count - 1) * agree))
+
+
+@METHODS.register("low_rank")
+def low_rank(
+    base: Tensor,
+    tuned: Sequence[Tensor],
+    *,
+    alpha: float = 0.25,
+    keep: float = 0.25,
+    by: Literal["rank", "energy"] = "rank",
+) -> Tensor:
+    """Linear along the task vector's best low-rank approximation (Eckart and Young 1936).
+
+    The mean task vector, as a matrix [out, the rest], keeps its largest singular values: the share
+    `keep` of their number (`by: rank`) or of the sum of their squares (`by: energy`), rounded up.
+    Biases and scales stay whole. alpha 0 gives the base, 1 with `keep` 1 the (mean) tuned model.
+    """
+    require_share(keep, "low_rank: keep")
+    if base.ndim < 2:
+        return linear(base, tuned, alpha=alpha)
+    vector = mean_vector(base, tuned)
+    left, values, right = torch.linalg.svd(vector.double().flatten(1), full_matrices=False)
+    weight = torch.ones_like(values) if by == "rank" else values.square()
+    reached = weight.cumsum(0) / weight.sum()
+    rank = int((reached < keep).sum()) + 1
+    truncated = (left[:, :rank] * values[:rank]) @ right[:rank]
+    return base + alpha * truncated.float().reshape(base.shape)
+
+
+from merging.methods import sparse  # noqa: E402, F401 - they register their methods in METHODS

@@ -1,0 +1,162 @@
+"""Methods that merge a part of each task vector: TIES, DARE, Breadcrumbs, DELLA.
+
+All share one end: what is left of the task vectors is averaged, and alpha says how far to go along
+it. With `elect` (from TIES) an average takes only the values whose sign is that of their sum; for
+one model that changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from merging.methods.dense import METHODS, require_share
+from upstream.common.errors import UserError
+
+
+def by_content(tuned: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors in the order of their digests.
+
+    Random masks then belong to a model's content, not to its number, and sums round alike: a
+    merge does not depend on the order in which its models are named.
+    """
+    return sorted(tuned, key=lambda t: hashlib.sha1(t.numpy().tobytes()).digest())
+
+
+def task_vectors(base: Tensor, tuned: Sequence[Tensor]) -> list[Tensor]:
+    """tuned - base, by content."""
+    return [t - base for t in by_content(tuned)]
+
+
+def average(vectors: Sequence[Tensor], elect: bool) -> Tensor:
+    """Mean of the vectors; with `elect`, value by value of those that agree with the sum's sign.
+
+    Zeros do not vote, and where the sum is zero nothing is elected: both as in the TIES paper's
+    sgn. (mergekit counts a tie as a vote for plus, so that negating all weights would not negate
+    the merge.)
+    """
+    stack = torch.stack(list(vectors))
+    if not elect:
+        return stack.mean(0)
+    agree = stack.sign() == stack.sum(0).sign()
+    return (stack * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+
+def band(vector: Tensor, density: float, gamma: float) -> Tensor:
+    """The share `density` of values that is largest in magnitude after the `gamma` largest ones.
+
+    At least one value stays. Equal magnitudes at an edge all stay: which of them would go is
+    otherwise up to the sort, and weights stored in half precision have many.
+    """
+    size = vector.abs().flatten()
+    kept = max(1, int(density * len(size)))
+    top = len(size) - int(gamma * len(size))
+    low, high = size.kthvalue(top - kept + 1).values, size.kthvalue(top).values
+    return vector * ((vector.abs() >= low) & (vector.abs() <= high))
+
+
+@METHODS.register("ties")
+def ties(
+    base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25, density: float = 0.2
+) -> Tensor:
+    """TIES: trim to the largest values, elect a sign, average what agrees (arXiv 2306.01708).
+
+    Yadav et al. 2023. `density` is the share of each task vector that stays. alpha 0 gives the
+    base; 1 with one model the tuned one where it changed most and the base elsewhere (all of it
+    with `density` 1). As mergekit's `ties` with weights 1 and lambda = alpha.
+    """
+    require_share(density, "ties: density")
+    vectors = [band(v, density, 0.0) for v in task_vectors(base, tuned)]
+    return base + alpha * average(vectors, elect=True)
+
+
+@METHODS.register("dare")
+def dare(
+    base: Tensor,
+    tuned: Sequence[Tensor],
+    *,
+    alpha: float = 0.25,
+    density: float = 0.1,
+    elect: bool = False,
+    rng: torch.Generator,
+) -> Tensor:
+    """DARE: drop task-vector values at random and rescale the rest (arXiv 2311.03099).
+
+    Yu et al. 2023; `density` is 1 - p: each value stays with this probability and is divided by
+    it, so that the expectation is `linear`. alpha 0 gives the base; 1 with one model the tuned one
+    on average (exactly with `density` 1). mergekit rescales by the ratio of L1 norms instead: that
+    is biased (a tensor of one value shrinks to density times its own on average).
+    """
+    require_share(density, "dare: density")
+    vectors = [
+        v * torch.bernoulli(torch.full_like(v, density), generator=rng) / density
+        for v in task_vectors(base, tuned)
+    ]
+    return base + alpha * average(vectors, elect)
+
+
+@METHODS.register("breadcrumbs")
+def breadcrumbs(
+    base: Tensor,
+    tuned: Sequence[Tensor],
+    *,
+    alpha: float = 0.25,
+    density: float = 0.14,
+    gamma: float = 0.01,
+    elect: bool = False,
+) -> Tensor:
+    """Model Breadcrumbs: leave out the largest and the smallest values (arXiv 2312.06795).
+
+    Davari and Belilovsky 2023; of each task vector the share `gamma` of largest values goes, the
+    share `density` of next ones stays (the paper's beta is 1 - gamma - density). alpha 0 gives the
+    base; 1 with one model the tuned one in what stays (all with `density` 1, `gamma` 0). Where the
+    two exceed 1, mergekit lessens gamma in silence (to none with density 1); here it is an error.
+    """
+    require_share(density, "breadcrumbs: density")
+    if gamma < 0 or density + gamma > 1:
+        raise UserError(f"breadcrumbs: gamma: {gamma:g} must be from 0 to 1 - density")
+    vectors = [band(v, density, gamma) for v in task_vectors(base, tuned)]
+    return base + alpha * average(vectors, elect)
+
+
+@METHODS.register("della")
+def della(
+    base: Tensor,
+    tuned: Sequence[Tensor],
+    *,
+    alpha: float = 0.25,
+    density: float = 0.5,
+    epsilon: float = 0.15,
+    elect: bool = True,
+    rng: torch.Generator,
+) -> Tensor:
+    """DELLA: DARE that drops small values more often, then elects a sign (arXiv 2406.11617).
+
+    Deep et al. 2024. In each row (output unit) a value stays with a probability that rises with
+    its rank in magnitude from density - epsilon to density + epsilon, and is divided by it, so that
+    the expectation for one model is `linear`. alpha 0 gives the base; 1 with one model the tuned
+    one on average (exactly with `density` 1, `epsilon` 0). mergekit's is not sound in three ways:
+    one L1 ratio replaces the division (biased to large values), ranks run along axis 1 alone in
+    convolutions, and a row of one value has probability 0/0.
+    """
+    if epsilon < 0 or density - epsilon <= 0 or density + epsilon > 1:
+        raise UserError(
+            f"della: epsilon: density {density:g} - {epsilon:g} must be above 0, + at most 1"
+        )
+    vectors = []
+    for vector in task_vectors(base, tuned):
+        chance = density + epsilon * _rank(vector)
+        vectors.append(vector * torch.bernoulli(chance.clamp(max=1), generator=rng) / chance)
+    return base + alpha * average(vectors, elect)
+
+
+def _rank(vector: Tensor) -> Tensor:
+    """Each value's rank in magnitude within its row, from -1 (smallest) to 1; 0 if alone."""
+    rows = vector.reshape(len(vector) if vector.ndim > 1 else 1, -1)
+    count = rows.shape[1]
+    scale = torch.linspace(-1, 1, count) if count > 1 else torch.zeros(1)
+    order = rows.abs().argsort(dim=1, stable=True).argsort(dim=1)
+    return scale[order].reshape(vector.shape)

@@ -1,0 +1,1 @@
+"""How the demo's pre-trained encoder was made: HuBERT in miniature, from scratch."""

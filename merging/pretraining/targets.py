@@ -1,0 +1,43 @@
+"""Stage 2 of pre-training: what it predicts, k-means clusters of MFCC."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torchaudio
+from torch import Tensor
+
+from merging.pretraining.stem import MEL, spectra
+
+CEPSTRA = 13
+
+
+def mfcc(wav: Tensor) -> Tensor:
+    """[T, 39]: 13 cepstra of the log-mel spectrum with first and second differences."""
+    mel, _ = spectra(wav[None])
+    cepstra = mel[0] @ torchaudio.functional.create_dct(CEPSTRA, MEL, "ortho")
+    first = torchaudio.functional.compute_deltas(cepstra.T).T
+    return torch.cat([cepstra, first, torchaudio.functional.compute_deltas(first.T).T], -1)
+
+
+def cluster(features: list[Tensor], k: int, seed: int) -> Tensor:
+    """K-means on 200,000 random frames; the nearest centre of every frame, [frames] int16."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    frames = torch.cat(features).numpy()
+    rng = np.random.default_rng(seed)
+    sample = frames[rng.permutation(len(frames))[:200_000]]
+    means = MiniBatchKMeans(k, batch_size=10_000, n_init=3, random_state=seed).fit(sample)
+    return torch.from_numpy(means.predict(frames).astype(np.int16))
+
+
+def mfcc_targets(wavs: list[Tensor], k: int, seed: int) -> Tensor:
+    """[2, frames] int16: clusters of MFCC with, and without, the utterance mean removed.
+
+    Each cepstrum and its differences are divided by the standard deviation of the cepstrum, which
+    does what liftering does: the low ones do not decide alone.
+    """
+    raw = [mfcc(wav.float() / 32768) for wav in wavs]
+    flat = [cepstra - cepstra.mean(0) for cepstra in raw]
+    deviation = torch.cat(flat).std(0)[:CEPSTRA].repeat(3)
+    return torch.stack([cluster([c / deviation for c in kind], k, seed) for kind in (flat, raw)])

@@ -1,0 +1,1 @@
+"""Stage 1 of Speech-FT: fine-tuning an upstream on a task."""

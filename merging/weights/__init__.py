@@ -1,0 +1,1 @@
+"""The merge itself, over whole models."""

@@ -1,0 +1,96 @@
+"""Whether models belong together: the same tensors, and weights that grew from the same base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from upstream.checkpoints.tensor_names import place_of
+from upstream.common.errors import UserError
+
+Weights = Mapping[str, Tensor]
+
+SAMPLED = 8  # matrices that the cosine is taken over: 5 million weights of a Base
+UNRELATED = 0.1  # cosines of independently trained encoders are near 0, of fine-tuned ones near 1
+
+
+def require_names(base: Weights, tuned: Weights, which: str) -> None:
+    """UserError with the first differences unless the models have tensors of the same names."""
+    if set(base) != set(tuned):  # lazy mappings may read a tensor to say whether they have it
+        raise UserError(_refusal(base, tuned, which))
+
+
+def require_alike(base: Tensor, tuned: Tensor, models: tuple[Weights, Weights], which: str) -> None:
+    """The same for one tensor's shape and kind of number; `models`: to find the other faults."""
+    if base.shape != tuned.shape or base.is_floating_point() != tuned.is_floating_point():
+        raise UserError(_refusal(*models, which))
+
+
+def _refusal(base: Weights, tuned: Weights, which: str) -> str:
+    faults = [f"{k} is missing" for k in base if k not in tuned]
+    faults += [f"{k} is not in the base" for k in tuned if k not in base]
+    for name in base:
+        if name in tuned and len(faults) <= 3:  # tensors are read only until there is enough to say
+            one, two = base[name], tuned[name]
+            if one.shape != two.shape:
+                faults.append(f"{name} is {tuple(two.shape)}, not {tuple(one.shape)}")
+            elif one.is_floating_point() != two.is_floating_point():
+                kinds = (str(t.dtype).removeprefix("torch.") for t in (two, one))
+                faults.append("{} is {}, not {}".format(name, *kinds))
+    more = " and more" if len(faults) > 3 else ""
+    return f"{which} does not match the base: {'; '.join(faults[:3])}{more}"
+
+
+def recorded_base(tuned: Path) -> str | None:
+    """The fingerprint of the base that a fine-tuned or merged folder says it was made from."""
+    folder = tuned if tuned.is_dir() else tuned.parent
+    for name in ("finetune.json", "merge.json"):
+        path = folder / name
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text()).get("base_fingerprint")
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{path}: not a record of this project ({error})") from error
+            return None if found is None else str(found)
+    return None
+
+
+def cosine(base: Weights, tuned: Weights) -> float:
+    """Cosine similarity over a few of the transformer's weight matrices, in float64.
+
+    1 for a copy, above 0.9 for a light fine-tuning, 0 +- 0.001 for another initialisation of a
+    Base. NaN if there is no such matrix. Biases and scales say nothing: all models' are alike.
+    """
+    names = [n for n in base if n.endswith("weight") and place_of(n).part in ("attention", "ffn")]
+    inner = one = two = 0.0
+    for name in names[:: max(1, len(names) // SAMPLED)]:
+        b, t = base[name].float().flatten(), tuned[name].float().flatten()
+        inner += float(torch.dot(b, t))
+        one += float(torch.dot(b, b))
+        two += float(torch.dot(t, t))
+    return inner / (one * two) ** 0.5 if one and two else float("nan")
+
+
+def require_origin(
+    base: Weights, tuned: Weights, which: str, recorded: str | None, own: str | None
+) -> None:
+    """UserError unless a tuned model grew from the base, which is what gives a merge its sense.
+
+    `recorded` is the fingerprint of the base it was made from, `own` that of this base; where
+    either is not known, the cosine of the weights must tell.
+    """
+    remedy = "; merge it with its own base, or write origin: unchecked in the recipe"
+    if recorded and own:
+        if recorded != own:
+            raise UserError(f"{which} was made from base {recorded}, not from {own}{remedy}")
+        return
+    found = cosine(base, tuned)
+    if found < UNRELATED:
+        raise UserError(
+            f"{which} is no fine-tuned form of the base: the cosine of their weights is {found:.3f}"
+            f" (a fine-tuned one's is above 0.9){remedy}"
+        )

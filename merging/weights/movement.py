@@ -1,0 +1,70 @@
+"""How far weights moved, module by module: cnn, projection, pos_conv, layer 1, ..."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from upstream.checkpoints.tensor_names import module_of
+
+Weights = Mapping[str, Tensor]
+
+# values; their buffers stay in a core's cache, and torch starts no threads for them
+CHUNK = 1 << 15
+
+
+def movement(base: Weights, tuned: Weights) -> dict[str, float]:
+    """Per module |tuned - base| / |base|."""
+    change: dict[str, float] = defaultdict(float)
+    size: dict[str, float] = defaultdict(float)
+    for name, tensor in base.items():
+        if tensor.is_floating_point():
+            module = module_of(name)
+            change[module] += float((tuned[name].double() - tensor.double()).square().sum())
+            size[module] += float(tensor.double().square().sum())
+    return {m: (change[m] / size[m]) ** 0.5 if size[m] else 0.0 for m in size}
+
+
+class EffectiveAlpha:
+    """Per module: how far a merge went along the mean task vector, <m - b, t - b> / |t - b|^2.
+
+    Tensors pass one by one. Products are float32 within a chunk and float64 from chunk to chunk,
+    which is right to about 1e-6 and costs one pass through the cache.
+    """
+
+    def __init__(self) -> None:
+        self.along: dict[str, float] = defaultdict(float)
+        self.length: dict[str, float] = defaultdict(float)
+
+    def add(self, module: str, base: Tensor, tuned: Sequence[Tensor], merged: Tensor) -> None:
+        """Count one tensor of a module: base, tuned and merged of one shape, float32."""
+        flat = [tensor.reshape(-1) for tensor in (base, merged, *tuned)]
+        along = length = 0.0
+        for start in range(0, base.numel(), CHUNK):
+            origin, result, *models = (tensor[start : start + CHUNK] for tensor in flat)
+            vector = models[0] - origin
+            for other in models[1:]:
+                vector += other - origin
+            if len(models) > 1:
+                vector /= len(models)
+            # no torch.dot: it starts threads for any size, which wait for each other when busy
+            along += float((result - origin).mul_(vector).sum())
+            length += float(vector.square_().sum())
+        self.along[module] += along
+        self.length[module] += length
+
+    def result(self) -> dict[str, float]:
+        """NaN where fine-tuning changed nothing (the frozen CNN)."""
+        lengths = sorted(self.length.items(), key=_way)
+        return {m: self.along[m] / v if v else float("nan") for m, v in lengths}
+
+
+def _way(item: tuple[str, float]) -> tuple[int, int, str]:
+    """The order in which sound passes the modules."""
+    module, _ = item
+    if module.startswith("layer "):
+        return 3, int(module.removeprefix("layer ")), ""
+    first = ("cnn", "projection", "pos_conv")
+    return (first.index(module) if module in first else 4), 0, module

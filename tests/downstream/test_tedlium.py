@@ -1,0 +1,53 @@
+"""TED-LIUM 3: segments, filters, the hours budget and the text rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from downstream.corpora.tedlium import normalised, read
+from upstream.common.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for part in ("train", "dev", "test"):
+        for kind in ("stm", "sph"):
+            (tmp_path / "legacy" / part / kind).mkdir(parents=True)
+        lines = [
+            f"{part}talk 1 Ann 0.00 2.00 <o,f0,female> it 's a well-known FACT",
+            f"{part}talk 1 Ann 2.00 2.50 <o,f0,female> too short",
+            f"{part}talk 1 inter_segment_gap 2.50 4.00 <o,,unknown> ignore_time_segment_in_scoring",
+            f"{part}talk 1 Ann 4.00 6.00 <o,f0,female> with <unk> inside",
+            f"{part}talk 1 Ann 6.00 9.00 <o,f0,female> the end",
+        ]
+        (tmp_path / "legacy" / part / "stm" / f"{part}talk.stm").write_text("\n".join(lines) + "\n")
+        wav = np.zeros(16_000 * 9)
+        sph = tmp_path / "legacy" / part / "sph" / f"{part}talk.sph"
+        soundfile.write(sph, wav, 16_000, format="NIST", subtype="PCM_16")
+    return tmp_path
+
+
+def test_training_is_filtered_and_tests_are_whole(root: Path) -> None:
+    found = read(root, "text")
+    assert [e.target for e in found if e.split == "train"] == ["IT'S A WELL KNOWN FACT", "THE END"]
+    assert len([e for e in found if e.split == "test"]) == 4
+    assert found[1].start == 6.0 and found[1].end == 9.0 and found[1].speaker == "Ann"
+
+
+def test_hours_stop_at_the_budget(root: Path) -> None:
+    assert len([e for e in read(root, "text", hours=4 / 3600) if e.split == "train"]) == 1
+    assert len([e for e in read(root, "text", hours=None) if e.split == "train"]) == 2
+
+
+def test_missing_audio_is_named(root: Path) -> None:
+    (root / "legacy" / "dev" / "sph" / "devtalk.sph").unlink()
+    with pytest.raises(UserError, match=r"devtalk\.sph"):
+        read(root, "text")
+
+
+def test_text_rules() -> None:
+    assert normalised("so i 'm 100% sure-ish") == "SO I'M SURE ISH"

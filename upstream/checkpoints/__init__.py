@@ -1,0 +1,1 @@
+"""Weights on disk, in every format: reading them without trusting them, and writing them."""

@@ -1,0 +1,209 @@
+"""Checkpoint containers: what holds the weights, read as tensors under canonical names and written
+back with other weights and everything else as it was.
+
+Needs no architecture: a model that is no `Encoder` here (DeCoAR 2.0, which hears filter banks) can
+be read, merged and put back for s3prl to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from upstream.checkpoints import tensor_files as files
+from upstream.checkpoints.tensor_names import Slot, State, slots
+from upstream.common.errors import UserError
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of an HF folder, the first that is there
+INDEX = ".index.json"  # after one of these names: the weights are in shards
+
+
+class Container(NamedTuple):
+    """An opened file or folder. Its tensors are mapped: none is read before it is used."""
+
+    path: Path
+    tensors: State  # under their stored names, in their stored dtype
+    slots: dict[str, Slot]  # canonical name -> stored name; other models' names stay their own
+    settings: dict[str, Any]  # of the architecture, flat; fairseq's and s3prl's names
+    clue: str  # what else tells the architecture
+
+    @property
+    def state(self) -> State:
+        """The tensors under canonical names, pre-training heads included."""
+        return {name: slot.take(self.tensors) for name, slot in self.slots.items()}
+
+
+def open_container(path: str | Path) -> Container:
+    """Open a checkpoint file or an HF folder. Runs no code of it.
+
+    Files: of s3prl (converted, or the `Upstream` of a run), fairseq, WavLM, DeCoAR 2.0, Lightning
+    (SPIN), torchaudio, transformers, and bare state dicts, as torch's format or as safetensors.
+    Raises UserError, in one line, for whatever is damaged, dangerous, or holds no weights.
+    """
+    path = Path(path)
+    tensors: State = {}
+    settings: dict[str, Any] = {}
+    clue = ""
+    for file in weight_files(path) if path.is_dir() else [path]:
+        content, _ = files.load(file)
+        with files.guarded(file, "its entries are not what their names say"):
+            weights, settings, clue = _find(content, file)
+            found = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+        for name, tensor in found.items():
+            _require_plain(name, tensor, file)
+            if name in tensors:
+                raise UserError(f"{file}: {name} is in another shard as well")
+        tensors |= found
+    return Container(path, tensors, slots(tensors, str(path)), settings, clue)
+
+
+def write(source: str | Path, state: Mapping[str, Tensor], output: str | Path) -> None:
+    """Write the container `source` to `output` with the tensors of `state` (canonical names).
+
+    All else is as in `source`: tensors that `state` lacks (a pre-training head), configuration,
+    dictionaries, optimizer; stored names, fused or old weight-norm ones too; of a folder also its
+    .json and .txt files. A tensor keeps its stored dtype if that holds the new values exactly,
+    and becomes float32 if not. Torch's format before 1.6 becomes today's. Raises UserError for a
+    name or a shape that `source` does not have.
+    """
+    source, output = Path(source), Path(output)
+    found = open_container(source)
+    changed = _changed(found, state)
+    if not source.is_dir():
+        return _write_file(source, changed, output)
+    output.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.suffix in (".json", ".txt") and file.is_file():
+            with files.whole(output / file.name) as part:
+                shutil.copyfile(file, part)
+    for file in weight_files(source):
+        _write_file(file, changed, output / file.name)
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of an HF folder, all shards. Raises UserError if one lacks."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}{INDEX}"
+        if index.is_file():
+            shards = sorted({str(shard) for shard in _table(index, "weight_map").values()})
+            for shard in shards:
+                if "/" in shard or not (folder / shard).is_file():
+                    raise UserError(
+                        f"{index}: names {shard!r:.80}, which is not there; copy it again"
+                    )
+            return [folder / shard for shard in shards]
+    if shards := sorted(path.name for path in folder.glob("*-of-*")):
+        raise UserError(f"{folder}: {shards[0]} is a shard, and there is no index; copy that too")
+    raise UserError(f"{folder}: no {' or '.join(WEIGHTS)} beside a config.json in it")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError."""
+    with files.guarded(path, "not JSON, or not an object"):
+        if not path.is_file():
+            raise UserError(f"{path}: not there; a model folder holds config.json and weights")
+        return dict(json.loads(path.read_text()).items())
+
+
+def _table(path: Path, key: str) -> dict[str, Any]:
+    table = read_json(path).get(key)
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"{path}: has no {key}")
+    return table
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """The entries of a dict or Namespace; none of anything else."""
+    if isinstance(value, argparse.Namespace):
+        return vars(value)
+    return value if isinstance(value, dict) else {}
+
+
+def _find(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """A file's content -> (its dict of weights, flat settings, hints at the architecture)."""
+    settings: dict[str, Any] = {}
+    weights: Any = content
+    clues: list[Any] = list(content)
+    if "model_weight" in content:  # s3prl-converted
+        weights = content["model_weight"]
+        settings = {**plain(content.get("task_cfg")), **plain(content.get("model_cfg"))}
+    elif "Upstream" in content:  # a run of s3prl's run_downstream.py: holds no architecture
+        weights = content["Upstream"]
+        clues.append(plain(content.get("Args")).get("upstream"))
+    elif "state_dict" in content:  # Lightning
+        weights = content["state_dict"]
+        clues.append(str(content.get("hyper_parameters")).lower())
+    elif isinstance(
+        content.get("model"), dict
+    ):  # fairseq (nested cfg, or flat args), WavLM, DeCoAR
+        weights = content["model"]
+        cfg = plain(content.get("cfg")) or plain(content.get("args"))
+        settings = {**cfg, **plain(cfg.get("task")), **plain(cfg.get("model"))}
+    if inner := plain(settings.get("w2v_args")):  # fine-tuned with CTC: the encoder's own settings
+        settings = {**inner, **plain(inner.get("task")), **plain(inner.get("model"))}
+    if not any(isinstance(value, Tensor) for value in plain(weights).values()):
+        listed = ", ".join(repr(name)[:40] for name in list(content)[:6])
+        raise UserError(f"{path}: no weights in it; its entries are {listed}")
+    clues += [settings.get("_name"), settings.get("arch")]
+    return weights, settings, " ".join(str(clue) for clue in clues)
+
+
+def _require_plain(name: Any, tensor: Tensor, path: Path) -> None:
+    """Raises UserError for what no encoder's tensor is, before anything is computed with it."""
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 500:
+        raise UserError(f"{path}: {str(name)[:40]!r} is no name of a tensor")
+    plain = tensor.dtype in files.DTYPES and tensor.layout == torch.strided
+    size = tensor.numel() * tensor.element_size()
+    if not plain or size > tensor.untyped_storage().nbytes():
+        raise UserError(f"{path}: {name} is not a plain tensor that the file holds in full")
+
+
+def _changed(found: Container, state: Mapping[str, Tensor]) -> State:
+    """Stored names -> new tensors, in the dtype to store."""
+    groups: dict[str, list[str]] = {}
+    for name, slot in found.slots.items():
+        groups.setdefault(slot.name, []).append(name)
+    for name in state:
+        if name not in found.slots:
+            raise UserError(f"{found.path}: has no tensor {name} to replace")
+        old, new = found.slots[name].take(found.tensors).shape, state[name].shape
+        if old != new:
+            raise UserError(f"{found.path}: {name} is {tuple(old)}, not {tuple(new)}")
+    changed: State = {}
+    for stored, names in groups.items():
+        if not any(name in state for name in names):
+            continue
+        parts = [state[n] if n in state else found.slots[n].take(found.tensors) for n in names]
+        tensor = parts[0] if len(parts) == 1 else torch.cat([part.cpu() for part in parts])
+        changed[stored] = _fitting(tensor.detach().cpu(), found.tensors[stored].dtype)
+    return changed
+
+
+def _fitting(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` as `dtype` if no value changes, else in float32."""
+    cast = tensor.to(dtype)
+    return cast if cast is tensor or torch.equal(cast.to(tensor.dtype), tensor) else tensor.float()
+
+
+def _write_file(source: Path, changed: State, output: Path) -> None:
+    content, metadata = files.load(source)
+    if source.suffix == ".safetensors":
+        new = {name: changed.get(name, tensor) for name, tensor in content.items()}
+        return files.save_tensors(new, output, metadata)
+    weights = _find(content, source)[0]
+    for name in [name for name in weights if name in changed]:
+        tensor, old = changed[name], weights[name]
+        if isinstance(old, torch.nn.Parameter):
+            tensor = torch.nn.Parameter(tensor, requires_grad=old.requires_grad)
+        weights[name] = tensor
+    return files.save_torch(content, output)

@@ -1,0 +1,233 @@
+"""Checkpoints of every origin -> one canonical form under transformers' names.
+
+Nothing here runs code from a file: pickles are read with torch's weights-only reader.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from upstream.checkpoints.containers import open_container, read_json
+from upstream.checkpoints.tensor_files import guarded
+from upstream.checkpoints.tensor_names import KERNEL, State, layer_normed, without_pretraining
+from upstream.common.errors import UserError
+
+__all__ = ["Checkpoint", "State", "compare", "read"]
+
+
+class Checkpoint(NamedTuple):
+    """An encoder's weights under transformers' names, and what is needed to run them.
+
+    The tensors of one that was read are mapped files in their stored dtype: read when used.
+    """
+
+    family: str  # transformers' model_type
+    config: dict[str, Any]  # transformers' config
+    state: Mapping[str, Tensor]
+    normalize: bool  # whether waveforms must have zero mean and unit variance
+    source: str
+
+
+# Which family a file without transformers' config.json is of: the first clue in its tensor names,
+# in the name of its architecture or of the upstream it was trained as.
+CLUES = [
+    ("wavlm", r"gru_rel_pos_const|\bwavlm"),
+    ("data2vec-audio", r"pos_conv_embed\.layers\.|\bdata2vec"),
+    ("hubert", r"label_embs_concat|dictionaries_symbols|\bhubert"),
+    ("wav2vec2", r"quantizer\.|project_q\.|\bwav2vec|\bxls"),
+]
+CNN, LAYER = "feature_extractor.conv_layers.{}.conv.weight", "encoder.layers.{}."
+HF = (".bin", ".safetensors")  # files of transformers, which describes them in config.json
+STRIDES = (5, 2, 2, 2, 2, 2, 2)
+PUBLISHED = (768, 1024, 1280, 1920)  # widths of Base, Large, XL and XLS-R 2B
+
+
+def read(path: str | Path, family: str | None = None) -> Checkpoint:
+    """Read an HF folder, or a file of any form that `container.open_container` knows.
+
+    `family` is asked for only where the file does not tell. Raises UserError for a file that is
+    no checkpoint, is damaged, is of another architecture, or would need code to be run.
+    """
+    path = Path(path)
+    found = open_container(path)
+    state = without_pretraining(found.state)
+    _require_encoder(state, str(path))
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or (path.suffix in HF and (folder / "config.json").is_file()):
+        return _with_config(folder, state)
+    clues = " ".join([found.clue, *found.tensors, *state])
+    family = family or next((name for name, mark in CLUES if re.search(mark, clues)), None)
+    if family is None:
+        raise UserError(f"{path}: does not say which model it is; add :family=hubert or wav2vec2")
+    with guarded(path, "its settings cannot be read; save the encoder as an HF folder instead"):
+        config = _config(family, state, found.settings, str(path))
+        # fairseq's releases normalise exactly the models whose CNN has layer norms
+        normalize = bool(found.settings.get("normalize", layer_normed(state)))
+    return Checkpoint(family, config, state, normalize, str(path))
+
+
+def _require_encoder(state: State, source: str) -> None:
+    if CNN.format(0) in state:
+        return
+    if "feature_projection.projection.weight" in state and f"{KERNEL}1" in state:
+        raise UserError(
+            f"{source}: an encoder of filter banks (DeCoAR 2.0): merge it as a file, and run it "
+            f"as s3prl:decoar2_local:ckpt={source}"
+        )
+    known = ", ".join(name[:60] for name in list(state)[:3])
+    raise UserError(
+        f"{source}: not a HuBERT, WavLM, wav2vec 2.0 or data2vec encoder; it holds {known} ..."
+    )
+
+
+def _with_config(folder: Path, state: State) -> Checkpoint:
+    """A checkpoint whose config.json lies beside it."""
+    config = read_json(folder / "config.json")
+    family = str(config.get("model_type"))
+    _require_sizes(config, state, family, str(folder))
+    preprocessor = folder / "preprocessor_config.json"
+    asked = read_json(preprocessor).get("do_normalize") if preprocessor.is_file() else None
+    normalize = layer_normed(state) if asked is None else bool(asked)
+    return Checkpoint(family, config, state, normalize, str(folder))
+
+
+def _require_sizes(config: dict[str, Any], state: State, family: str, source: str) -> None:
+    """Raises UserError, before anybody builds such a model, for sizes that no tensor has."""
+    found = {size for tensor in state.values() for size in tensor.shape}
+    stacked = family == "data2vec-audio"  # its positional convolutions: so many, of this kernel
+    kernel = "conv_pos_kernel_size" if stacked else "num_conv_pos_embeddings"
+    for key in ("hidden_size", "intermediate_size", "conv_dim", "conv_kernel", kernel):
+        asked = config.get(key)
+        for size in asked if isinstance(asked, list) else [asked]:
+            if isinstance(size, int) and size not in found:
+                raise UserError(f"{source}: no tensor has the {key} of config.json ({size!r:.20})")
+    for key in ("num_hidden_layers", *(["num_conv_pos_embeddings"] if stacked else [])):
+        if isinstance(config.get(key), int) and config[key] > len(state):
+            raise UserError(f"{source}: {key} in config.json is more than its weights hold")
+    for key in ("conv_dim", "conv_kernel", "conv_stride"):
+        if not isinstance(config.get(key, []), list):
+            raise UserError(f"{source}: {key} in config.json is no list")
+
+
+def compare(expected: Mapping[str, tuple[int, ...]], weights: Checkpoint) -> None:
+    """Raises UserError with the first differences between `weights` and the `expected` shapes."""
+    found = {name: tuple(tensor.shape) for name, tensor in weights.state.items()}
+    shapes = [
+        f"{name} is {found[name]} instead of {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    faults = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": shapes,
+    }
+    listed = [
+        f"{len(names)} tensors {kind} ({'; '.join(names[:2])}{' ...' if len(names) > 2 else ''})"
+        for kind, names in faults.items()
+        if names
+    ]
+    if listed:
+        raise UserError(f"{weights.source}: is not this {weights.family}: {', '.join(listed)}")
+
+
+def _config(
+    family: str, state: Mapping[str, Tensor], settings: dict[str, Any], source: str
+) -> dict[str, Any]:
+    """transformers' config: sizes from the tensors, the rest from fairseq's settings.
+
+    Where a file has no settings (an s3prl run, bare weights), the conventions of all published
+    models hold: strides 5,2,2,2,2,2,2, heads of 64, pre-norm exactly for CNNs with layer norms
+    (data2vec: never). They are not trusted for a width that no published model has.
+    """
+    try:
+        convs = [state[CNN.format(i)] for i in range(_count(state, CNN))]
+        dim = len(state["feature_projection.projection.bias"])
+        inner = len(state[f"{LAYER.format(0)}feed_forward.intermediate_dense.bias"])
+        position = state.get(f"{KERNEL}1", state.get("encoder.pos_conv_embed.layers.0.conv.weight"))
+        if position is None:
+            raise KeyError(f"{KERNEL}1")
+        if family == "wavlm":
+            buckets, heads = state["encoder.layers.0.attention.rel_attn_embed.weight"].shape
+    except KeyError as error:
+        raise UserError(f"{source}: not a {family} encoder: no tensor {error.args[0]}") from error
+    if not settings and dim not in PUBLISHED:
+        raise UserError(
+            f"{source}: holds no architecture; save the encoder as an HF folder instead"
+        )
+    layered = layer_normed(state)
+    kernels = [conv.shape[2] for conv in convs]
+    strides = list(STRIDES[: len(convs)])
+    if "conv_feature_layers" in settings:
+        strides = [row[2] for row in _conv_layers(settings["conv_feature_layers"], source)]
+    if len(strides) != len(convs):
+        raise UserError(f"{source}: {len(convs)} convolutions, settings of {len(strides)}")
+    if settings.get("activation_fn", "gelu") != "gelu":
+        raise UserError(
+            f"{source}: activation {settings['activation_fn']!r:.40} is not supported (gelu)"
+        )
+    config: dict[str, Any] = {
+        "conv_dim": [conv.shape[0] for conv in convs],
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "conv_bias": CNN.format(0).replace("weight", "bias") in state,
+        "hidden_size": dim,
+        "intermediate_size": inner,
+        "num_hidden_layers": _count(state, LAYER + "final_layer_norm.weight"),
+        "num_attention_heads": int(settings.get("encoder_attention_heads", max(1, dim // 64))),
+        "num_conv_pos_embedding_groups": dim // position.shape[1],
+    }
+    if family == "data2vec-audio":
+        depth = _count(state, "encoder.pos_conv_embed.layers.{}.conv.weight")
+        config |= {"num_conv_pos_embeddings": depth, "conv_pos_kernel_size": position.shape[2]}
+    else:
+        config |= {
+            "num_conv_pos_embeddings": position.shape[2],
+            "feat_extract_norm": "layer" if layered else "group",
+            "do_stable_layer_norm": bool(settings.get("layer_norm_first", layered)),
+        }
+    if family == "wavlm":
+        config |= {"num_buckets": buckets, "num_attention_heads": heads}
+        config["max_bucket_distance"] = int(settings.get("max_distance", 800))
+    return config | {new: settings[old] for old, new in DROPOUTS.items() if old in settings}
+
+
+DROPOUTS = {
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "dropout_input": "feat_proj_dropout",
+}
+
+
+def _count(state: Mapping[str, Tensor], template: str) -> int:
+    """How many consecutive tensors `template` has, from 0."""
+    pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d+)"))
+    found = {int(match[1]) for name in state if (match := pattern.match(name))}
+    return next(number for number in range(len(found) + 1) if number not in found)
+
+
+def _conv_layers(text: Any, source: str) -> list[tuple[int, int, int]]:
+    """fairseq's `[(512,10,5)] + [(512,3,2)] * 4`, read without evaluating it."""
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return value(node.left) + value(node.right)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            rows, times = value(node.left), int(ast.literal_eval(node.right))
+            if len(rows) * times > 100:
+                raise ValueError("that is no CNN")
+            return rows * times
+        return ast.literal_eval(node)
+
+    try:
+        layers = value(ast.parse(str(text)[:1000], mode="eval").body)
+        return [(int(c), int(k), int(s)) for c, k, s in layers]
+    except Exception as error:  # each kind of nonsense has its own
+        raise UserError(f"{source}: cannot read conv_feature_layers {str(text)[:80]!r}") from error

@@ -1,0 +1,207 @@
+"""Encoders on disk: the Hugging Face folder, s3prl's converted checkpoint and fairseq's.
+
+Back into the container that the weights came from: `upstream.checkpoints.containers.write`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from upstream.checkpoints import tensor_files as files
+from upstream.checkpoints.read import Checkpoint
+from upstream.checkpoints.tensor_names import layer_normed
+from upstream.checkpoints.tensor_names import to_fairseq as fairseq_name
+from upstream.common.errors import UserError, near_miss
+from upstream.encoder.config import FAMILIES
+
+if TYPE_CHECKING:
+    from upstream.encoder.encoder import Encoder
+
+WEIGHTS = "model.safetensors"
+SAMPLE_RATE = 16_000
+CONVERTED = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")  # families that s3prl has a form of
+FORMATS = ("hf", "s3prl", "fairseq")
+
+
+def write(weights: Checkpoint | Encoder, form: str, output: str | Path) -> Path:
+    """Write `weights` as an `hf` folder, or as a file of `s3prl` or `fairseq`. Raises UserError."""
+    output = Path(output)
+    if form == "hf":
+        to_folder(weights, output)
+    elif form == "s3prl":
+        files.save_torch(to_s3prl(weights), output)
+    elif form == "fairseq":
+        files.save_torch(to_fairseq(weights), output)
+    else:
+        raise UserError(f"no format {form!r}{near_miss(form, FORMATS)}")
+    return output
+
+
+def to_folder(
+    weights: Checkpoint | Encoder,
+    folder: str | Path,
+    values: Iterable[tuple[str, Tensor]] | None = None,
+) -> None:
+    """Write config.json, preprocessor_config.json and model.safetensors (float32) to `folder`.
+
+    All are written beside it first and moved in one by one, the weights last: a folder with
+    weights is a finished one. Other files in an existing folder stay. One tensor at a time is in
+    memory, and the same weights give the same bytes. `values`: the tensors one by one, if they
+    are only made now and `weights` just says what they are like.
+    """
+    weights, folder = _checkpoint(weights), Path(folder)
+    if weights.family not in FAMILIES:
+        raise UserError(f"{weights.source}: transformers has no {weights.family}")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**weights.config, "dtype": "float32", "model_type": weights.family}
+    config["architectures"] = [FAMILIES[weights.family].model]
+    config.pop("torch_dtype", None)  # what "dtype" was called before
+    if "masked_spec_embed" not in weights.state:  # transformers makes up one for this
+        config |= {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    preprocessor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "do_normalize": weights.normalize,
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        # facebook's models without CNN layer norms were trained without a mask, and say so
+        "return_attention_mask": layer_normed(weights.state),
+        "sampling_rate": SAMPLE_RATE,
+    }
+    settings = {"config.json": config, "preprocessor_config.json": preprocessor}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+        for name, content in settings.items():
+            Path(part, name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        file, metadata = Path(part, WEIGHTS), {"format": "pt"}
+        files.save_tensors(weights.state, file, metadata, torch.float32, values)
+        for name in (*settings, WEIGHTS):
+            os.replace(Path(part, name), folder / name)
+
+
+def to_s3prl(weights: Checkpoint | Encoder) -> dict[str, Any]:
+    """The encoder as `torch.save` content that s3prl's own expert of its family loads strictly.
+
+    Float32; tensors that are float32 already are not copied. Those of pre-training heads, which
+    s3prl's classes hold but no feature depends on, are zero. WavLM's is Microsoft's own form.
+    Raises UserError if s3prl has no such architecture.
+    """
+    weights = _checkpoint(weights)
+    settings, weight = _settings(weights), _fairseq_state(weights)
+    task = {"normalize": weights.normalize, "sample_rate": SAMPLE_RATE}
+    if weights.family == "wavlm":
+        return {"cfg": {**settings, "normalize": weights.normalize}, "model": weight}
+    converted: dict[str, Any] = {"task_cfg": task, "model_cfg": settings, "model_weight": weight}
+    if weights.family == "hubert":
+        converted["dictionaries_symbols"] = [None]  # "used for fine-tuning": no label embeddings
+    elif weights.family == "data2vec-audio":
+        weight["_ema"] = {}  # s3prl deletes this entry without asking whether it is there
+    return converted
+
+
+def to_fairseq(weights: Checkpoint | Encoder) -> dict[str, Any]:
+    """The encoder as fairseq's checkpoint: what its loader asks for, and s3prl's converters read.
+
+    The layout is that of `save_state` in fairseq/checkpoint_utils.py. Pre-training heads are zero;
+    HuBERT has no clusters (fairseq's WavLM does not exist: the form is Microsoft's own).
+    """
+    weights = _checkpoint(weights)
+    if weights.family == "wavlm":
+        return to_s3prl(weights)
+    task_name = "hubert_pretraining" if weights.family == "hubert" else "audio_pretraining"
+    task = {"_name": task_name, "normalize": weights.normalize, "sample_rate": SAMPLE_RATE}
+    weight = _fairseq_state(weights)
+    if weights.family == "hubert":
+        weight["label_embs_concat"] = torch.zeros(0, weights.config["hidden_size"])
+    elif weights.family == "data2vec-audio":
+        weight["_ema"] = {}
+    trained = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
+    return {
+        "cfg": {"_name": None, "model": _settings(weights), "task": task},
+        "args": None,
+        "model": weight,
+        "optimizer_history": [{**trained, "num_updates": 0}],
+        "extra_state": {"epoch": 1},
+        "last_optimizer_state": None,
+        "task_state": {"dictionaries": []} if weights.family == "hubert" else {},
+    }
+
+
+def _checkpoint(weights: Checkpoint | Encoder) -> Checkpoint:
+    if isinstance(weights, Checkpoint):
+        return weights
+    config, state = weights.config.to_dict(), weights.model.state_dict()
+    return Checkpoint(weights.family, config, state, weights.normalize, weights.source)
+
+
+def _settings(weights: Checkpoint) -> dict[str, Any]:
+    """fairseq's settings of the architecture. Raises UserError if it has no such architecture."""
+    config, layered = weights.config, layer_normed(weights.state)
+    if config["conv_dim"][-1] == config["hidden_size"]:
+        raise UserError(f"{weights.source}: s3prl has no projection for equal CNN and model widths")
+    if weights.family not in CONVERTED:
+        raise UserError(f"{weights.source}: s3prl has no converted form of {weights.family}")
+    depth, kernel = 1, config["num_conv_pos_embeddings"]
+    if weights.family == "data2vec-audio":
+        depth = config["num_conv_pos_embeddings"]
+        kernel = depth * config["conv_pos_kernel_size"]  # fairseq divides this by the depth
+    settings = {
+        "_name": weights.family.replace("-", "_"),
+        "extractor_mode": "layer_norm" if layered else "default",
+        "conv_feature_layers": str(
+            list(zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"]))
+        ),
+        "conv_bias": config["conv_bias"],
+        "encoder_layers": config["num_hidden_layers"],
+        "encoder_embed_dim": config["hidden_size"],
+        "encoder_ffn_embed_dim": config["intermediate_size"],
+        "encoder_attention_heads": config["num_attention_heads"],
+        "activation_fn": config.get("hidden_act", "gelu"),
+        "layer_norm_first": bool(config.get("do_stable_layer_norm")),
+        # fairseq's defaults where a file did not say
+        "dropout": config.get("hidden_dropout", 0.1),
+        "attention_dropout": config.get("attention_dropout", 0.1),
+        "activation_dropout": config.get("activation_dropout", 0.0),
+        "dropout_input": config.get("feat_proj_dropout", 0.0),
+        "encoder_layerdrop": 0.0,
+        "conv_pos": kernel,
+        "conv_pos_groups": config["num_conv_pos_embedding_groups"],
+        "pos_conv_depth": depth,
+    }
+    if weights.family == "hubert":
+        settings["label_rate"] = SAMPLE_RATE / math.prod(config["conv_stride"])
+    if weights.family == "wavlm":
+        settings |= {"relative_position_embedding": True, "gru_rel_pos": True}
+        settings["num_buckets"] = config["num_buckets"]
+        settings["max_distance"] = config["max_bucket_distance"]
+    return settings
+
+
+def _fairseq_state(weights: Checkpoint) -> dict[str, Any]:
+    """The tensors under fairseq's names, with zeros for what its classes hold besides."""
+    layered = layer_normed(weights.state)
+    state: dict[str, Any] = {
+        fairseq_name(name, layered): _own(tensor) for name, tensor in weights.state.items()
+    }
+    width, cnn = weights.config["hidden_size"], weights.config["conv_dim"][-1]
+    zeros: dict[str, tuple[int, ...]] = {"mask_emb": (width,)}
+    if weights.family in ("hubert", "wav2vec2"):
+        zeros |= {"final_proj.weight": (width, width), "final_proj.bias": (width,)}
+    if weights.family == "wav2vec2":
+        zeros |= {"project_q.weight": (width, cnn), "project_q.bias": (width,)}
+    return {**{name: torch.zeros(shape) for name, shape in zeros.items()}, **state}
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Float32 on the CPU, sharing its storage with no more than itself: torch saves storages."""
+    tensor = tensor.detach().float().cpu()
+    shared = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone() if shared else tensor

@@ -1,0 +1,92 @@
+"""Files that processes on several hosts may share: written whole, and leased while in the making.
+
+Nothing here relies on flock(2), which NFS and Lustre may ignore: a lease is a marker file that its
+holder keeps refreshing (filelock's SoftFileLease), and a file appears by one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from upstream.common.errors import UserError
+
+LEASE = ".lease"
+LEASE_SECONDS = 60.0  # a lease that was not refreshed for so long is anybody's; all must agree
+PART = ".part-"  # how the name of a file in the making begins
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all, even after a power cut. Raises UserError."""
+    with writing(path), whole(path) as part, part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place to write to, moved to `path` if all went well: nobody ever sees half a file.
+
+    Its name is unique on every host. A killed process leaves it behind; see `lease`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f"{PART}{uuid.uuid4().hex}{path.suffix[:20]}"
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):  # what the body raised says more
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lease(folder: Path, *, wait: bool, name: str = LEASE) -> Iterator[bool]:
+    """Claim the work in `folder`: True while it is ours.
+
+    Another process that holds the claim is waited for, or, without `wait`, False comes at once.
+    A killed holder's claim is free at once on its own host, and after LEASE_SECONDS elsewhere; what
+    killed processes left half-written in the folder is removed. Should a holder that froze wake up
+    again, two do the same work: both write whole files of the same content. Raises UserError where
+    the folder cannot be written.
+    """
+    import filelock  # 30 ms
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = filelock.SoftFileLease(folder / name, lease_duration=LEASE_SECONDS)
+        with contextlib.suppress(filelock.Timeout):
+            claim.acquire(blocking=wait, poll_interval=0.2)
+    if not claim.is_locked:
+        yield False
+        return
+    try:
+        for part in folder.glob(f"{PART}*") if name == LEASE else ():
+            with contextlib.suppress(OSError):
+                part.unlink()
+        yield True
+    finally:
+        claim.release()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error of the disk as one line about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be written ({reason}); check its permissions and the free space"
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk where `folder` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

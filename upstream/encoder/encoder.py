@@ -1,0 +1,233 @@
+"""HuBERT, WavLM, wav2vec 2.0 and data2vec: published weights, and a forward of our own.
+
+The forward is ours because padding must have no say: a padded batch equals each utterance alone.
+transformers and s3prl take GroupNorm statistics over the padding and let it leak into the
+positional convolutions, which moves the features of a short utterance by 30 to 40 %.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upstream.base import Hidden, Padding, Precision, Upstream, fingerprint, valid
+from upstream.checkpoints import read as checkpoint
+from upstream.checkpoints import write as export
+from upstream.common.errors import UserError, near_miss
+from upstream.encoder.config import FAMILIES, Config
+from upstream.encoder.transformer import Model
+
+# On a GPU convolutions would use TF32, whose ten bits of mantissa break the promise of parity.
+torch.backends.cudnn.allow_tf32 = False
+
+EPS = 1e-5  # of the waveform's layer norm: fairseq's (transformers uses 1e-7)
+
+
+# The fields of a config that change the CNN's output.
+CONVOLUTION = (
+    "conv_dim conv_kernel conv_stride conv_bias feat_extract_norm feat_extract_activation"
+).split()
+# The fields of a config that change the output; all others are training or provenance.
+ARCHITECTURE = [
+    *CONVOLUTION,
+    *"feat_proj_layer_norm hidden_size num_hidden_layers num_attention_heads".split(),
+    *"intermediate_size hidden_act layer_norm_eps do_stable_layer_norm num_buckets".split(),
+    *"num_conv_pos_embeddings conv_pos_kernel_size num_conv_pos_embedding_groups".split(),
+    "max_bucket_distance",
+]
+# What transformers can add to these models and this forward does not do: refuse, never ignore.
+REFUSED = ("conv_pos_batch_norm", "add_adapter", "adapter_attn_dim")
+
+
+class Encoder(Upstream):
+    """A transformer speech encoder.
+
+    Its layers are the input of each transformer layer and then the final output (spec: s3prl's
+    hooks, and transformers' `output_hidden_states`): 13 for Base, 25 for Large.
+
+    `padding="exact"`: a padded batch equals each utterance alone, and an utterance shorter than
+    the CNN's window (400 samples) counts as zero-padded to one window. `padding="s3prl"`: what
+    s3prl 0.4.18 computes, padding effects included, with its `round(samples / 320)` lengths.
+
+    `precision`: of matrix products and convolutions (torch's autocast); norms, sums and the
+    layers that come out stay float32. On a CPU, bfloat16 is 14 times slower than float32.
+    """
+
+    def __init__(
+        self,
+        weights: checkpoint.Checkpoint,
+        padding: Padding = "exact",
+        precision: Precision = "float32",
+    ) -> None:
+        """Raises UserError for a family, config or set of tensors that does not fit."""
+        super().__init__()
+        self.family, self.source, self.normalize = weights.family, weights.source, weights.normalize
+        self.padding: Padding = padding
+        self.precision: Precision = precision
+        if weights.family not in FAMILIES:
+            hint = near_miss(weights.family, FAMILIES)
+            raise UserError(f"{weights.source}: unknown family {weights.family!r}{hint}")
+        family = FAMILIES[weights.family]
+        for option in REFUSED:
+            if weights.config.get(option):
+                raise UserError(f"{weights.source}: {option} is not supported; use a plain encoder")
+        try:
+            given = {**weights.config, "model_type": weights.family}
+            self.config = Config.read(given, family.own, family.fixed)
+        except ValueError as error:
+            raise UserError(f"{weights.source}: its config does not fit ({error})") from error
+        with torch.device("meta"):  # no second copy of the weights
+            self.model = Model(self.config)
+        _fill(self.model, weights)
+        self.chunk_mask = family.chunk_mask
+        self.stable = self.config.do_stable_layer_norm
+        self.num_layers = self.config.num_hidden_layers + 1
+        self.dim = self.config.hidden_size
+        self.window, self.stride = 1, 1  # receptive field and hop of the CNN, in samples
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride):
+            self.window += (kernel - 1) * self.stride
+            self.stride *= stride
+        self.eval()
+
+    def cnn(self) -> nn.Module:
+        """The convolutional feature extractor (Speech-FT freezes it)."""
+        return self.model.feature_extractor
+
+    def identity(self) -> dict[str, Any]:
+        config = {key: getattr(self.config, key) for key in ARCHITECTURE}
+        return {"family": self.family, **config, "padding": self.padding, **self._numerics()}
+
+    def _numerics(self) -> dict[str, Any]:
+        """What changes the CNN's output besides its weights and sizes."""
+        low = {} if self.precision == "float32" else {"precision": self.precision}
+        return {"normalize": self.normalize, **low}
+
+    def cnn_fingerprint(self) -> str | None:
+        """12 hex digits over what `convolve` depends on; None where padding has a say in it.
+
+        The family is not part of it: HuBERT and wav2vec 2.0 convolve alike.
+        """
+        if self.padding != "exact":
+            return None
+        facts = {key: getattr(self.config, key) for key in CONVOLUTION}
+        return fingerprint({**facts, **self._numerics()}, self.cnn().state_dict())
+
+    def precision_error(self, wavs: Tensor, lens: Tensor) -> float:
+        """RMS difference to float32 relative to the features' RMS, of the layer it is largest in.
+
+        wavs [B, N], lens [B] as for `forward`, which runs twice.
+        """
+        with torch.inference_mode():
+            low, frames = self(wavs, lens)
+            asked, self.precision = self.precision, "float32"
+            try:
+                exact = self(wavs, lens).layers
+            finally:
+                self.precision = asked
+        mine = valid(frames, exact.shape[2])
+        error, size = (x[:, mine].square().mean((1, 2)) for x in (low - exact, exact))
+        return float((error / size).max().sqrt())
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        low = self.precision != "float32"
+        # a region without autocast, rather than none: the caller's own autocast has no say
+        return torch.autocast(device.type, getattr(torch, self.precision), enabled=low)
+
+    def frames(self, samples: Tensor) -> Tensor:
+        """How many frames the CNN makes of each length in samples: 49 for 16000."""
+        samples = samples.clamp(min=self.window)
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
+        """[B, N] zero-padded at 16 kHz, lens [B] in samples -> Hidden of [L, B, T, D] float32."""
+        return self.contextual(*self.convolve(wavs, lens))
+
+    def convolve(self, wavs: Tensor, lens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The CNN alone: x [B, T, C], the frames its mask keeps [B], and the valid frames [B].
+
+        Speech-FT never trains it, so the pre-trained, fine-tuned and merged upstreams share it.
+        """
+        lens = lens.to(wavs.device)
+        if self.normalize:
+            wavs = _normalised(wavs, lens.tolist())
+        wavs = F.pad(wavs, (0, max(0, self.window - wavs.shape[1])))
+        own = lens.clamp(min=self.window)
+        if self.padding == "s3prl":
+            own = torch.full_like(lens, wavs.shape[1])
+        with self._autocast(wavs.device):
+            x = self.model.feature_extractor(wavs, own).float()
+        kept = valid_frames = self._kept(lens, wavs.shape[1], x.shape[1])
+        if self.padding == "s3prl":  # s3prl's featurizer: half to even, capped at what there is
+            rounded = torch.round(lens.double() / self.stride).long()
+            valid_frames = rounded.clamp(1, x.shape[1])
+        return x, kept, valid_frames
+
+    def contextual(self, x: Tensor, kept: Tensor, lens: Tensor) -> Hidden:
+        """The rest of the encoder, from what `convolve` returns."""
+        mask = None if bool((kept >= x.shape[1]).all()) else valid(kept, x.shape[1])
+        with self._autocast(x.device):
+            x = self.model.feature_projection(x).float()  # the sums over layers stay float32
+            states = self.model.encoder(x, mask, exact=self.padding == "exact")
+        return Hidden(torch.stack(states), lens)
+
+    def _kept(self, lens: Tensor, padded: int, length: int) -> Tensor:
+        """[B]: how many of `length` frames the mask keeps."""
+        if self.padding == "s3prl" and self.chunk_mask:
+            # forward_padding_mask in s3prl/upstream/hubert/hubert_model.py: equal chunks of
+            # samples, a frame is padding if its whole chunk is
+            chunk = padded // length
+            return ((lens + chunk - 1) // chunk).clamp(1, length)
+        return self.frames(lens)
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json, preprocessor_config.json and model.safetensors (float32).
+
+        Each file appears whole or not at all, the weights last. transformers' `from_pretrained`
+        and `hf:folder` both read it.
+        """
+        export.to_folder(self, folder)
+
+
+def load(
+    path: str | Path,
+    *,
+    normalize: bool | None = None,
+    padding: Padding = "exact",
+    precision: Precision = "float32",
+    family: str | None = None,
+) -> Encoder:
+    """An encoder from a checkpoint file or an HF folder; `normalize` overrides what it asks for."""
+    weights = checkpoint.read(path, family)
+    if normalize is not None:
+        weights = weights._replace(normalize=normalize)
+    return Encoder(weights, padding, precision)
+
+
+def _fill(model: Model, weights: checkpoint.Checkpoint) -> None:
+    """Give `model` exactly these weights, in float32."""
+    # The embedding of masked frames takes no part in a forward without masking, and which configs
+    # create it differs between families: the file decides.
+    embedding = weights.state.get("masked_spec_embed")
+    if embedding is not None:
+        model.masked_spec_embed = nn.Parameter(torch.empty_like(embedding, device="meta"))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    checkpoint.compare(expected, weights)
+    state = {name: tensor.float().contiguous() for name, tensor in weights.state.items()}
+    for name, tensor in state.items():
+        # the sum first: one cheap number tells in all but very rare cases
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise UserError(f"{weights.source}: {name} holds NaN or infinite values; use another")
+    model.load_state_dict(state, assign=True)
+
+
+def _normalised(wavs: Tensor, lens: list[int]) -> Tensor:
+    """Zero mean and unit variance over each utterance's own samples."""
+    rows = [F.layer_norm(wav[:n], (n,), eps=EPS) if n else wav[:0] for wav, n in zip(wavs, lens)]
+    return torch.stack([F.pad(row, (0, wavs.shape[1] - len(row))) for row in rows])

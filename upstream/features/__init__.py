@@ -1,0 +1,1 @@
+"""Hidden states of utterances: computed once, kept by content, read in batches."""
