@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 import downstream.corpora  # noqa: F401 - registers the readers
 from downstream.base import CORPORA, TASKS, Example, Task
 from downstream.tasks.heads import HEADS
@@ -19,7 +17,7 @@ from downstream.tasks.lexicon import to_phones
 from upstream.common import PROJECT
 from upstream.common.errors import UserError, near_miss
 from upstream.common.registry import Registry
-from upstream.common.schema import bind, build, expand, read_yaml
+from upstream.common.schema import bind, build, expand, read_value, read_yaml
 
 T = TypeVar("T")
 RECIPES = PROJECT / "recipes"
@@ -92,8 +90,8 @@ class Recipe:
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read and check a task recipe, its corpus options and head options. Raises UserError."""
     data = read_yaml(path, overrides)
-    recipe = build(Recipe, {**data, "name": path.stem, "suite": path.parent.name}, str(path))
-    recipe = dataclasses.replace(recipe, path=str(path))
+    given = {"name": path.stem, "suite": path.parent.name, "path": str(path)}
+    recipe = build(Recipe, data, str(path), **given)
     task = _named(TASKS, recipe.task, f"{path}: task")
     corpus = {k: v for k, v in recipe.corpus.items() if k != "name"}
     if "name" not in recipe.corpus:
@@ -171,8 +169,5 @@ def overrides(items: Sequence[str]) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise UserError(f"--set {item}: must be KEY=VALUE, for example train.steps=500")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {item}: {value!r} is not a YAML value") from error
+        found[key] = read_value(value, f"--set {item}")
     return found

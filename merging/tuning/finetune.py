@@ -71,7 +71,7 @@ class FinetuneRecipe:
 
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> FinetuneRecipe:
     """Read and check a fine-tuning recipe."""
-    plan = build(FinetuneRecipe, {**read_yaml(path, overrides), "name": path.stem}, str(path))
+    plan = build(FinetuneRecipe, read_yaml(path, overrides), str(path), name=path.stem)
     for key in ("steps", "batch", "eval_every", "accumulate"):
         if getattr(plan, key) < 1:
             raise UserError(f"{path}: {key} must be at least 1")

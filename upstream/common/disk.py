@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,34 @@ from upstream.common.errors import UserError
 LEASE = ".lease"
 LEASE_SECONDS = 60.0  # a lease that was not refreshed for so long is anybody's; all must agree
 PART = ".part-"  # how the name of a file in the making begins
+
+
+def require_file(path: str | Path) -> os.stat_result:
+    """Size and times of a regular file; UserError for anything else, which might block a reader."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # NUL, or half a character
+        raise UserError(f"{str(path)!r}: cannot be a file's name ({error})") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path}: is a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: is a pipe or a device, not a file; copy its content to a file")
+    return status
+
+
+def read(path: Path, most: int | None = None) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises UserError."""
+    size = require_file(path).st_size
+    if most is not None and size > most:
+        raise UserError(f"{path}: too large ({size} bytes; at most {most} are read)")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def write(path: Path, content: str | bytes) -> None:
