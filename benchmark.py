@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,6 +18,8 @@ from upstream.common.errors import UserError, near_miss
 if TYPE_CHECKING:
     from downstream.run.cell import Prepared
     from downstream.run.schedule import Settings
+    from merging.recipe import MergeRecipe
+    from upstream.base import Upstream
     from upstream.common.registry import Registry
 
 EXAMPLES = """\
@@ -28,6 +33,25 @@ examples:
 commands: plan compare list describe check finetune merge export cache (each has --help)
 The same command again keeps what is finished and goes on where it was interrupted.
 """
+COMMANDS = {  # name: what it does, and an example
+    "run": ("score upstreams on the tasks of a suite", "--upstream merged,fbank --suite demo"),
+    "plan": ("what a run would keep, compute and cost", "plan --upstream merged"),
+    "compare": ("two upstreams task by task, paired", "compare hubert_demo merged"),
+    "list": ("what there is, a line each", "list upstreams"),
+    "describe": ("an upstream's layers, size, fingerprint, source", "describe hubert_demo"),
+    "check": ("the promises of an upstream, or a recipe", "check --upstream mine.py:Mine"),
+    "finetune": ("stage 1: stable fine-tuning", "finetune recipes/demo/finetune.yaml"),
+    "merge": (
+        "stage 2: merge weights and write them",
+        "merge recipes/demo/merged.yaml --output merged/\n  benchmark.py merge --base hubert_base "
+        "--tuned my/tuned --set alpha=0.5 --output merged/",
+    ),
+    "export": ("write an upstream in another format", "export merged --output out/"),
+    "cache": (
+        "features on disk: list or clear them",
+        "cache\n  benchmark.py cache clear hubert_demo",
+    ),
+}
 FORMATS = ("hf", "s3prl", "fairseq")
 LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods")
 
@@ -37,100 +61,101 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the line and exit with 2."""
-        found = re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
-        if found:
-            known = [name.strip("' ") for name in found[3].split(",")]
-            message = f"unknown {found[1]} {found[2]!r}{near_miss(found[2], known)}"
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        choice = re.fullmatch(
+            r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL
+        )
+        if choice:
+            known = [name.strip("' ") for name in choice[3].split(",")]
+            message = f"unknown {choice[1]} {choice[2]!r}{near_miss(choice[2], known)}"
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its flags; a call without a command is `run`."""
     raw = argparse.RawDescriptionHelpFormatter
-    top = Parser("benchmark.py", description=__doc__, formatter_class=raw)
-    top.epilog = EXAMPLES
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(name: str, about: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+    top = Parser("benchmark.py", description=__doc__, formatter_class=raw, epilog=EXAMPLES)
+    added = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = {
+        name: added.add_parser(
             name, help=about, description=about, epilog=f"example:\n  benchmark.py {example}",
             formatter_class=raw,
-        )  # fmt: skip
-
-    for name, about, example in (
-        ("run", "score upstreams on the tasks of a suite", "--upstream merged,fbank --suite demo"),
-        ("plan", "what a run would keep, compute and cost", "plan --upstream merged"),
-    ):
-        one = add(name, about, example)
-        one.add_argument("--upstream", required=True, help="names, separated by commas")
-        one.add_argument("--downstream", help="tasks, separated by commas (default: the suite's)")
-        one.add_argument("--suite", default="demo", help="a folder of recipes (default: demo)")
-        one.add_argument("--seeds", type=_positive, help="head seeds (default: the recipe's)")
-        one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                         help="override a task recipe's key, e.g. train.steps=500")  # fmt: skip
-        one.add_argument("--workers", type=_positive, help="processes (default: one per core)")
-        one.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-        one.add_argument("--cache-gb", type=float, default=20.0,
-                         help="disk for features; least recently used go first")  # fmt: skip
-        one.add_argument("--features", choices=("auto", "cache", "recompute"), default="auto",
-                         help="keep frames on disk or pass the audio again at every step "
-                         "(default: keep what fits --cache-gb)")  # fmt: skip
-        one.add_argument("--batch-seconds", type=float, default=32.0,
-                         help="audio per encoder batch")  # fmt: skip
-        one.add_argument("--reference", help="the upstream that differences are taken from")
-        if name == "run":
-            one.add_argument("--from-scratch", action="store_true",
-                             help="repeat hubert_demo's pre-training first (hours)")  # fmt: skip
-    one = add("compare", "two upstreams task by task, paired", "compare hubert_demo merged")
-    one.add_argument("a")
-    one.add_argument("b")
-    one.add_argument("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
-    one = add("list", "what there is, a line each", "list upstreams")
-    one.add_argument("what", choices=LISTS)
-    one = add("describe", "an upstream's layers, size, fingerprint, source", "describe hubert_demo")
-    one.add_argument("upstream")
-    one = add("check", "the promises of an upstream, or a recipe", "check --upstream mine.py:Mine")
-    which = one.add_mutually_exclusive_group(required=True)
-    which.add_argument("--upstream")
-    which.add_argument("--recipe", type=Path)
-    one = add("finetune", "stage 1: stable fine-tuning", "finetune recipes/demo/finetune.yaml")
-    one.add_argument("recipe", type=Path)
-    one.add_argument("--output", type=Path, help="where to write it (default: results/upstreams)")
-    one = add("merge", "stage 2: merge weights and write them", "merge recipes/demo/merged.yaml "
-              "--output merged/\n  benchmark.py merge --base hubert_base --tuned my/tuned "
-              "--set alpha=0.5 --output merged/")  # fmt: skip
-    one.add_argument("recipe", type=Path, nargs="?")
-    one.add_argument("--base")
-    one.add_argument("--tuned", nargs="+", default=[])
-    one.add_argument("--method", help="one of `list methods` (default: linear)")
-    one.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a parameter or a key of the recipe, e.g. alpha=0.5, only=[attention]",
+        )
+        for name, (about, example) in COMMANDS.items()
+    }  # fmt: skip
+    for name in ("run", "plan"):
+        flag = commands[name].add_argument
+        flag("--upstream", required=True, help="names, separated by commas")
+        flag("--downstream", help="tasks, separated by commas (default: the suite's)")
+        flag("--suite", default="demo", help="a folder of recipes (default: demo)")
+        flag("--seeds", type=_number(int, 1), help="head seeds (default: the recipe's)")
+        flag("--set", action="append", default=[], metavar="KEY=VALUE",
+             help="override a task recipe's key, e.g. train.steps=500")  # fmt: skip
+        flag("--workers", type=_number(int, 1), help="processes (default: one per core)")
+        flag("--device", help="cpu or cuda (default: cuda if there is one)")
+        flag("--cache-gb", type=_number(float, 0), default=20.0,
+             help="disk for features; least recently used go first")  # fmt: skip
+        flag("--features", choices=("auto", "cache", "recompute"), default="auto",
+             help="keep frames on disk or pass the audio again at every step "
+             "(default: keep what fits --cache-gb)")  # fmt: skip
+        flag("--batch-seconds", type=_number(float, 1), default=32.0,
+             help="audio per encoder batch")  # fmt: skip
+        flag("--reference", help="the upstream that differences are taken from")
+    commands["run"].add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="repeat hubert_demo's pre-training first (hours)",
     )
-    one.add_argument("--format", default="hf", choices=(*FORMATS, "same"),
-                     help="same: the container that the base came in")  # fmt: skip
-    one.add_argument("--output", type=Path, required=True)
-    one = add("export", "write an upstream in another format", "export merged --output out/")
-    one.add_argument("upstream")
-    one.add_argument("--format", default="hf", choices=FORMATS)
-    one.add_argument("--output", type=Path, required=True)
-    one = add("cache", "features on disk: list or clear them", "cache\n  benchmark.py cache clear "
-              "hubert_demo")  # fmt: skip
-    one.add_argument("action", nargs="?", choices=("list", "clear"), default="list")
-    one.add_argument("upstream", nargs="?", help="only this name or fingerprint")
-    for one in commands.choices.values():
-        one.add_argument("--results", type=Path, default=Path("results"),
-                         help="where results, caches and built upstreams live")  # fmt: skip
+    flag = commands["compare"].add_argument
+    flag("a")
+    flag("b")
+    flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
+    commands["list"].add_argument("what", choices=LISTS)
+    commands["describe"].add_argument("upstream")
+    either = commands["check"].add_mutually_exclusive_group(required=True)
+    either.add_argument("--upstream")
+    either.add_argument("--recipe", type=Path)
+    flag = commands["finetune"].add_argument
+    flag("recipe", type=Path)
+    flag("--output", type=Path, help="where to write it (default: results/upstreams)")
+    flag = commands["merge"].add_argument
+    flag("recipe", type=Path, nargs="?")
+    flag("--base")
+    flag("--tuned", nargs="+", default=[])
+    flag("--method", help="one of `list methods` (default: linear)")
+    flag("--set", action="append", default=[], metavar="KEY=VALUE",
+         help="a parameter or a key of the recipe, e.g. alpha=0.5, only=[attention]")  # fmt: skip
+    flag("--format", default="hf", choices=(*FORMATS, "same"),
+         help="same: the container that the base came in")  # fmt: skip
+    flag("--output", type=Path, required=True)
+    flag = commands["export"].add_argument
+    flag("upstream")
+    flag("--format", default="hf", choices=FORMATS)
+    flag("--output", type=Path, required=True)
+    flag = commands["cache"].add_argument
+    flag("action", nargs="?", choices=("list", "clear"), default="list")
+    flag("upstream", nargs="?", help="only this name or fingerprint")
+    for command in commands.values():
+        command.add_argument("--results", type=Path, default=Path("results"),
+                             help="where results, caches and built upstreams live")  # fmt: skip
+        command.add_argument("--debug", action="store_true",
+                             help="show the traceback of an error")  # fmt: skip
     return top
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def _number(kind: Callable[[str], float], least: float) -> Callable[[str], float]:
+    """A finite number of at least `least`."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < 2**31:
+            whole = "whole " if kind is int else ""
+            raise argparse.ArgumentTypeError(f"{text!r:.40} is no {whole}number from {least} up")
+        return value
+
+    return read
 
 
 def tasks(args: argparse.Namespace) -> list[Prepared]:
@@ -139,12 +164,14 @@ def tasks(args: argparse.Namespace) -> list[Prepared]:
     from downstream.run.cell import prepare
 
     suite, overrides = recipe.suite(args.suite), recipe.overrides(args.set)
-    chosen = args.downstream.split(",") if args.downstream else list(suite)
+    chosen = args.downstream.split(",") if args.downstream is not None else list(suite)
     for name in chosen:
         if name not in suite:
             raise UserError(f"unknown task {name!r} in suite {args.suite}{near_miss(name, suite)}")
+        if chosen.count(name) > 1:
+            raise UserError(f"--downstream names {name} twice")
     recipes = [recipe.load(suite[name], overrides) for name in chosen]
-    return [prepare(one, args.results) for one in recipes]
+    return [prepare(task, args.results) for task in recipes]
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -153,28 +180,31 @@ def settings(args: argparse.Namespace) -> Settings:
 
     from downstream.run.schedule import Settings
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = args.device if args.device is not None else _default_device()
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {device}: cannot be used ({str(error).splitlines()[0]})"
-        ) from None
+        torch.ones(1, device=device).item()
+    except Exception as error:  # torch has a kind of its own for each way to be no device
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--device {device!r}: cannot be used ({reason:.200})") from error
     writable(args.results)
     each = (os.cpu_count() or 1) if device == "cpu" else max(1, torch.cuda.device_count())
     budgets = (args.cache_gb, args.batch_seconds)
     return Settings(args.results, args.workers or each, device, *budgets, args.features)
 
 
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def writable(folder: Path) -> None:
     """Raise UserError now if a folder cannot be written, not after hours."""
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    from upstream.common import disk
+
+    with disk.writing(folder), disk.whole(folder / "probe") as part:
+        part.touch()
+    (folder / "probe").unlink(missing_ok=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -182,8 +212,7 @@ def run(args: argparse.Namespace) -> None:
     from downstream.recipe import suite_folder
     from downstream.report import table
     from downstream.report.results import load as load_results
-    from downstream.run import execute as jobs
-    from downstream.run import schedule as survey
+    from downstream.run import execute, schedule
     from merging.requests import load, requests
 
     how, suite = settings(args), suite_folder(args.suite)
@@ -194,11 +223,11 @@ def run(args: argparse.Namespace) -> None:
     prepared = tasks(args)
     upstreams, reference = requests(args.upstream, suite, args.results, how)
     reference = args.reference or reference
-    work = survey.survey(upstreams, load, prepared, args.seeds, how)
+    work = schedule.survey(upstreams, load, prepared, args.seeds, how)
     print(f"{work.kept} cells kept, {len(work.cells)} to compute")
-    jobs.run_all(work, load, how)
+    execute.run_all(work, load, how)
     everything = load_results(args.results)
-    scored = {(one.name, one.fingerprint) for one in work.identities}
+    scored = {(identity.name, identity.fingerprint) for identity in work.identities}
     revisions = {task.revision for task in prepared}
     mine = [
         r for r in everything
@@ -217,7 +246,9 @@ def plan(args: argparse.Namespace) -> None:
 
     how, suite = settings(args), suite_folder(args.suite)
     upstreams, _ = requests(args.upstream, suite, args.results)
-    waiting = {one.spec: why for one in upstreams if (why := unbuilt(one, args.results))}
+    waiting = {
+        request.spec: why for request in upstreams if (why := unbuilt(request, args.results))
+    }
     print(describe(upstreams, waiting, load, tasks(args), args.seeds, how))
 
 
@@ -230,63 +261,83 @@ def compare(args: argparse.Namespace) -> None:
 
 def list_(args: argparse.Namespace) -> None:
     """Names with a line each."""
-    from downstream import base, recipe
-    from downstream.tasks import heads
-    from merging.methods import dense as methods
-    from upstream import resolve  # noqa: F401 - registers what the hub has
-    from upstream.base import UPSTREAMS
-
     if args.what == "suites":
+        from downstream import recipe
+
         rows = [(path.name, ", ".join(recipe.suite(path.name))) for path in recipe.suites()]
     else:
-        registries: dict[str, Registry[Any]] = {
-            "upstreams": UPSTREAMS, "tasks": base.TASKS, "corpora": base.CORPORA,
-            "heads": heads.HEADS, "methods": methods.METHODS,
-        }  # fmt: skip
-        registry = registries[args.what]
-        rows = [(name, registry.about(name)) for name in registry]
+        registry = _registry(args.what)
+        rows = [(name, registry.about(name)) for name in sorted(registry)]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
 
 
-def describe(args: argparse.Namespace) -> None:
-    """Layers, parameters, fingerprint, licence, source."""
+def _registry(what: str) -> Registry[Any]:
+    """The registry, filled; nothing else is imported."""
+    if what == "upstreams":
+        from merging import merged  # noqa: F401 - registers itself
+        from upstream.resolve import UPSTREAMS
+
+        return UPSTREAMS
+    if what == "tasks":
+        from downstream.base import TASKS
+
+        return TASKS
+    if what == "corpora":
+        from downstream.corpora import CORPORA
+
+        return CORPORA
+    if what == "heads":
+        from downstream.tasks.heads import HEADS
+
+        return HEADS
+    from merging.methods.dense import METHODS
+
+    return METHODS
+
+
+def load_upstream(args: argparse.Namespace) -> Upstream:
+    """The upstream that a command without a suite names."""
     from downstream.recipe import suite_folder
     from merging.requests import load, request
 
-    found = load(request(args.upstream, suite_folder("demo"), args.results))
+    return load(request(args.upstream, suite_folder("demo"), args.results))
+
+
+def describe(args: argparse.Namespace) -> None:
+    """Layers, parameters, fingerprint, licence, source."""
+    upstream = load_upstream(args)
+    milliseconds = 1000 * upstream.stride / upstream.sample_rate
     facts = {
         "upstream": args.upstream,
-        "hidden states": f"{found.num_layers} of {found.dim} values",
-        "frame": f"every {found.stride} samples ({1000 * found.stride / found.sample_rate:g} ms)",
-        "parameters": f"{sum(p.numel() for p in found.parameters()):,}",
-        "fingerprint": found.fingerprint(),
-        "licence": found.licence or "not stated",
-        "source": found.source or "not stated",
+        "hidden states": f"{upstream.num_layers} of {upstream.dim} values",
+        "frame": f"every {upstream.stride} samples ({milliseconds:g} ms)",
+        "parameters": f"{sum(p.numel() for p in upstream.parameters()):,}",
+        "fingerprint": upstream.fingerprint(),
+        "licence": upstream.licence or "not stated",
+        "source": upstream.source or "not stated",
     }
     print("\n".join(f"{key:<14} {value}" for key, value in facts.items()))
-    place = Path(found.source)
+    place = Path(upstream.source)
     merged = (place.parent / "merge.json").is_file()  # a model.pt with its card beside it
     card = (place.parent if merged else place) / "README.md"
     if card.is_file():
-        print(f"\n{card.read_text()}")
+        print(f"\n{card.read_text(encoding='utf-8', errors='replace')}")
 
 
 def check(args: argparse.Namespace) -> int:
     """Promises of an upstream, kept or broken; or whether a recipe and its corpus can be used."""
     if args.recipe:
         from downstream import recipe
-        from downstream.run import cell as evaluate
+        from downstream.run.cell import prepare
 
-        prepared = evaluate.prepare(recipe.load(args.recipe), args.results)
+        prepared = prepare(recipe.load(args.recipe), args.results)
         for fold, split in prepared.splits.items():
             print(fold or "corpus", {part: len(indices) for part, indices in split.items()})
         return 0
-    from downstream.recipe import suite_folder
-    from merging.requests import load, request
     from upstream.check import check as promises
 
-    rows = promises(load(request(args.upstream, suite_folder("demo"), args.results)))
+    rows = promises(load_upstream(args))
     for row in rows:
         print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
     return 0 if all(row.kept for row in rows) else 1
@@ -302,31 +353,37 @@ def finetune(args: argparse.Namespace) -> None:
 
 def merge(args: argparse.Namespace) -> None:
     """Stage 2, written to a folder."""
-    from downstream.recipe import overrides
     from merging.merged import write
-    from merging.recipe import load_recipe, placed, recipe_of
 
     writable(args.output if args.format == "hf" else args.output.parent)
-    given = overrides(args.set)
+    place = args.recipe or Path()
+    record = write(_merge_recipe(args), place, args.output, args.results, args.format)
+    print("\n".join(record.lines()))
+
+
+def _merge_recipe(args: argparse.Namespace) -> MergeRecipe:
+    """From a file, or from --base and --tuned."""
+    from downstream.recipe import overrides
+    from merging.recipe import load_recipe, placed, recipe_of
+
+    if bool(args.recipe) == bool(args.base or args.tuned):
+        raise UserError("merge: give a recipe, or --base and --tuned, and not both")
     if args.recipe:
         method = {"method": args.method} if args.method else {}
-        recipe = load_recipe(args.recipe, placed({**given, **method}))
-    elif args.base and args.tuned:
-        recipe = recipe_of(args.base, args.tuned, args.method, given)
-    else:
-        raise UserError("merge: give a recipe, or --base and --tuned")
-    place = args.recipe or Path()
-    print("\n".join(write(recipe, place, args.output, args.results, args.format).lines()))
+        return load_recipe(args.recipe, placed({**overrides(args.set), **method}))
+    if not (args.base and args.tuned):
+        raise UserError("merge: --base and --tuned go together; give both")
+    return recipe_of(args.base, args.tuned, args.method, overrides(args.set))
 
 
 def export(args: argparse.Namespace) -> None:
     """An encoder in another format."""
     from downstream.recipe import suite_folder
-    from merging import requests as names
+    from merging import requests
 
     writable(args.output if args.format == "hf" else args.output.parent)
-    one = names.request(args.upstream, suite_folder("demo"), args.results)
-    print(names.export(one, args.format, args.output))
+    request = requests.request(args.upstream, suite_folder("demo"), args.results)
+    print(requests.export(request, args.format, args.output))
 
 
 def cache(args: argparse.Namespace) -> None:
@@ -355,20 +412,40 @@ def cache(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line and exit code 2, an interruption 130."""
+    """Run a command; a mistake is one line and exit code 2, an interruption 130."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv = ["run", *argv]
     args = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # any name, on any terminal
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command = globals()["list_" if args.command == "list" else args.command]
         return int(command(args) or 0)
-    except UserError as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"benchmark.py: {_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _line(error: Exception) -> str:
+    """One line on an error; for one that nobody foresaw, where it arose."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"unforeseen {type(error).__name__} at {Path(place.filename).name}:{place.lineno} "
+        f"({text[:300]}); please report it, with what the same command prints with --debug"
+    )
 
 
 if __name__ == "__main__":

@@ -139,6 +139,16 @@ MISTAKES = {
     "twice": (["--upstream", "fbank,fbank"], "twice"),
     "no merge recipe": (["--upstream", "merged"], "merged.yaml"),
     "no device": (["--upstream", "fbank", "--device", "cuda:77"], "cuda:77"),
+    "a device without numbers": (["--upstream", "fbank", "--device", "meta"], "meta"),
+    "an empty device": (["--upstream", "fbank", "--device", ""], "cannot be used"),
+    "a task twice": (["--upstream", "fbank", "--downstream", "label,label"], "label twice"),
+    "no task": (["--upstream", "fbank", "--downstream", ""], "unknown task ''"),
+    "a negative budget": (["--upstream", "fbank", "--cache-gb", "-5"], "'-5' is no number from 0"),
+    "a budget of NaN": (["--upstream", "fbank", "--cache-gb", "nan"], "'nan' is no number"),
+    "no audio": (["--upstream", "fbank", "--batch-seconds", "0"], "'0' is no number from 1 up"),
+    "endless audio": (["--upstream", "fbank", "--batch-seconds", "inf"], "'inf' is no number"),
+    "half a worker": (["--upstream", "fbank", "--workers", "0.5"], "'0.5' is no whole number"),
+    "seeds without end": (["--upstream", "fbank", "--seeds", "1" + "0" * 30], "is no whole number"),
 }
 
 
@@ -149,7 +159,41 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     words, message = MISTAKES[name]
     assert call(*words, "--suite", suite, "--results", tmp_path / "r") == 2
     err = capsys.readouterr().err.strip()
-    assert message in err and err.startswith("benchmark.py: ") and "\n" not in err
+    assert message in err and err.startswith("benchmark.py") and "\n" not in err
+
+
+def test_what_nobody_foresaw_is_one_line_that_asks_for_a_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError("of\nall things")
+
+    monkeypatch.setattr(benchmark, "compare", fail)
+    assert call("compare", "a", "b") == 2
+    line = capsys.readouterr().err.strip()
+    assert "unforeseen ZeroDivisionError at test_cli.py:" in line and "please report" in line
+    assert "\n" not in line and "of all things" in line
+    assert call("compare", "a", "b", "--debug") == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_recipe_or_its_parts_but_not_both(
+    recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (
+        (recipes / "merged.yaml", "--base", "hubert_demo"),
+        (recipes / "merged.yaml", "--tuned", "x"),
+        (),
+        ("--base", "hubert_demo"),
+    ):
+        assert call("merge", *words, "--output", tmp_path / "out") == 2
+        assert "--base and --tuned" in capsys.readouterr().err
+
+
+def test_output_into_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} benchmark.py list upstreams | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("data2vec_base") and done.stderr == ""
 
 
 def test_unknown_suite_and_unwritable_results(

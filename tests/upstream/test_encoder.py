@@ -270,7 +270,7 @@ def test_fbank_is_kaldis_with_two_deltas() -> None:
 def test_an_encoder_needs_no_transformers(folders: dict[str, Path]) -> None:
     """Nor torch's compiler: each takes seconds to import, in every process."""
     code = (
-        "import sys, torch; from upstream import encoders\n"
+        "import sys, torch; from upstream.encoder import encoder as encoders\n"
         "for folder in sys.argv[1:]:\n"
         "    encoder = encoders.load(folder)\n"
         "    with torch.inference_mode():\n"
