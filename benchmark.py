@@ -345,7 +345,7 @@ def check(args: argparse.Namespace) -> int:
 
 def finetune(args: argparse.Namespace) -> None:
     """Stage 1."""
-    from merging.tuning.finetune import build_tuned
+    from merging.tuning import build_tuned
 
     writable(args.output or args.results)
     print(build_tuned(args.recipe, args.results, args.output))

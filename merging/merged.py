@@ -32,7 +32,7 @@ from merging.recipe import (
     with_alpha,
     with_members,
 )
-from merging.tuning.finetune import build_tuned
+from merging.tuning import build_tuned
 from merging.weights.calibration import calibrated
 from merging.weights.compatibility import recorded_base, require_origin
 from merging.weights.engine import Report, ahead, merge, merge_tensors

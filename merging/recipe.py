@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from merging.choose import Choose, apart
 from merging.methods.dense import STATISTICS
-from merging.tuning.finetune import load_recipe as load_finetuning
+from merging.tuning.recipe import load_recipe as load_finetuning
 from merging.weights.calibration import Calibration
 from merging.weights.rule import PosConv, Settings, Several, check_params
 from upstream.common.errors import UserError

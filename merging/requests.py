@@ -19,7 +19,7 @@ from merging.merged import (
     tuned_of,
 )
 from merging.recipe import YAML, MergeRecipe, altered, load_recipe
-from merging.tuning.finetune import tuned_folder
+from merging.tuning import tuned_folder
 from upstream.base import Upstream
 from upstream.checkpoints.write import WEIGHTS, write
 from upstream.common.errors import UserError

@@ -9,7 +9,7 @@ import pytest
 from downstream import recipe
 from merging import merged as interpolation
 from merging.pretraining.pretrain import PretrainConfig
-from merging.tuning import finetune
+from merging.tuning import recipe as finetune
 from upstream.common import PROJECT
 from upstream.common.errors import UserError
 from upstream.common.schema import build, read_yaml

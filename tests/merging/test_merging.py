@@ -1,4 +1,4 @@
-"""Stage 1 and stage 2: what is frozen stays, the schedule, and merged upstreams and folders."""
+"""Stage 2: merged upstreams and folders."""
 
 from __future__ import annotations
 
@@ -16,65 +16,10 @@ import yaml
 import upstream
 from merging import merged as interpolation
 from merging.recipe import command, load_recipe, placed, recipe_of
-from merging.tuning import finetune
 from merging.weights import compatibility as matching
 from tests import tiny
 from upstream.checkpoints import tensor_files as files
 from upstream.common.errors import UserError
-
-
-def test_schedule_is_the_papers() -> None:
-    """Golden values, spec section 3.1."""
-    rate = [finetune.schedule(s, 50_000) for s in (0, 2_500, 5_000, 24_999, 37_500, 50_000)]
-    assert rate == [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
-
-
-@pytest.mark.parametrize("name", ["finetune", "finetune_word"])
-def test_stable_finetuning_moves_the_transformer_and_not_the_cnn(
-    recipes: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = finetune.build_tuned(recipes / f"{name}.yaml", tmp_path / "r")
-    record = json.loads((folder / "finetune.json").read_text())
-    assert record["moved"]["cnn"] == 0 and record["moved"]["layer 3"] > 0
-    assert len(record["history"]) == 4
-    assert "(frozen)" in capsys.readouterr().out
-    assert (folder / "README.md").read_text().startswith("# Fine-tuned")
-    base = upstream.load(record["recipe"]["upstream"])
-    tuned = upstream.load(str(folder))
-    assert tuned.fingerprint() != base.fingerprint()
-    stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    assert finetune.build_tuned(recipes / f"{name}.yaml", tmp_path / "r") == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp, "built once"
-
-
-def test_head_only_phase_leaves_the_upstream_alone(recipes: Path, tmp_path: Path) -> None:
-    text = (recipes / "finetune.yaml").read_text() + "head_only: 1.0\n"
-    (recipes / "finetune.yaml").write_text(text)
-    folder = finetune.build_tuned(recipes / "finetune.yaml", tmp_path / "r")
-    assert set(json.loads((folder / "finetune.json").read_text())["moved"].values()) == {0.0}
-
-
-def test_interrupted_finetuning_goes_on_and_ends_the_same(
-    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unbroken = finetune.build_tuned(recipes / "finetune.yaml", tmp_path / "a")
-    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
-    original, count = finetune.Tuning._update, []
-
-    def stop(self: finetune.Tuning, *args: object) -> None:
-        count.append(1)
-        if len(count) == 13:
-            raise KeyboardInterrupt
-        original(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(finetune.Tuning, "_update", stop)
-    with pytest.raises(KeyboardInterrupt):
-        finetune.build_tuned(recipes / "finetune.yaml", tmp_path / "b")
-    monkeypatch.setattr(finetune.Tuning, "_update", original)
-    resumed = finetune.build_tuned(recipes / "finetune.yaml", tmp_path / "b")
-    one, two = (upstream.load(str(folder)) for folder in (unbroken, resumed))
-    assert one.fingerprint() == two.fingerprint()
-    assert not (resumed / "state.pt").exists()
 
 
 def test_merged_upstream_is_built_on_demand_and_identified_by_its_weights(

@@ -1,0 +1,256 @@
+"""The loop of stage 1: updates, schedule, evaluation, exact resumption, and the folder it writes.
+
+The defaults are those of Speech-FT (arXiv 2502.12672) and its release's configs: Adam, one learning
+rate for upstream and head, warm-up 10 % / hold 40 % / linear decay, gradient norm clipped at 1, the
+last hidden state (no weighted sum) to the head, the weights that are best on dev.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from downstream.report.results import provenance
+from merging.card import write_card
+from merging.tuning.objectives import Objective, TaskObjective
+from merging.tuning.recipe import Plan, checkpoint, open_plan
+from merging.tuning.strategies import STRATEGIES
+from merging.weights.movement import movement
+from upstream.checkpoints.tensor_files import guarded
+from upstream.checkpoints.tensor_names import State
+from upstream.checkpoints.write import WEIGHTS, to_folder
+from upstream.common import disk
+from upstream.common.errors import UserError
+from upstream.common.progress import progress
+from upstream.encoder.encoder import Encoder
+from upstream.features.store import Store
+
+SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
+HEARD = "heard.txt"  # beside the weights: keys of the clips whose labels were seen, one a line
+RECORD = "finetune.json"
+KEPT = (
+    "key",
+    "best",
+    "weights",
+    "history",
+    "learned",
+    "seconds",
+    "peak",
+)  # of a Loop, in its state
+
+
+def schedule(step: int, steps: int, warmup: float = 0.1, hold: float = 0.4) -> float:
+    """Learning-rate factor at `step`: up to 1, constant, then linearly to 0 at `steps`.
+
+    Integer truncation as in the release's schedulers.py: for 50,000 steps 2,500 -> 0.5,
+    5,000..24,999 -> 1, 37,500 -> 0.5, 50,000 -> 0.
+    """
+    rise = int(warmup * steps)
+    fall = rise + int(hold * steps)
+    if step < rise:
+        return step / rise
+    if step < fall:
+        return 1.0
+    return max(0.0, (steps - step) / max(1, steps - fall))
+
+
+def build_tuned(path: Path, results: Path, output: Path | None = None) -> Path:
+    """The folder with the recipe's fine-tuned upstream; trained now if it is not there.
+
+    Interrupted training goes on where it was; another process that trains it is waited for.
+    Raises UserError.
+    """
+    plan = open_plan(path, results)
+    folder = output or plan.folder(results)
+    if not (folder / WEIGHTS).exists():
+        with disk.lease(folder, wait=True):
+            if not (folder / WEIGHTS).exists():
+                train(plan, folder, Store(results / "cache"))
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        record = {}
+    if record.get("key") != plan.key:
+        raise UserError(f"{folder}: holds another upstream; choose an empty folder")
+    return folder
+
+
+def train(plan: Plan, folder: Path, store: Store) -> None:
+    """Fine-tune on the recipe's task, and write the folder."""
+    encoder, recipe = plan.encoder, plan.recipe
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    objective = TaskObjective(recipe, plan.prepared, encoder, store)
+    loop = Loop(plan, objective, folder / "state.pt")
+    loop.run(f"fine-tuning {recipe.upstream} on {plan.prepared.recipe.name}")
+    moved = movement(loop.base, loop.weights)
+    for module, share in moved.items():
+        print(f"  {module:<12} moved {100 * share:7.3f} %" + ("  (frozen)" * (share == 0)))
+    weights = checkpoint(encoder, loop.weights)
+    record = {
+        "key": plan.key,
+        "recipe": recipe.facts(),
+        "task": plan.prepared.recipe.as_dict(),
+        "base": encoder.source,
+        "base_fingerprint": plan.fingerprint,
+        "fingerprint": Encoder(weights).fingerprint(),
+        "family": encoder.family,
+        "metric": objective.metric.name,
+        "best_dev": loop.best,
+        "history": loop.history,
+        "moved": moved,
+        "seconds": loop.seconds,
+        "peak_memory_bytes": loop.peak,
+        "stored_bytes": sum(t.numel() * t.element_size() for t in loop.weights.values()),
+        **provenance(),
+    }
+    disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    disk.write(
+        folder / HEARD,
+        "".join(f"{k}\n" for k in sorted(objective.heard | getattr(encoder, "heard", frozenset()))),
+    )
+    write_card(folder, record)
+    to_folder(weights, folder)  # the weights last: they say that the folder is complete
+    loop.place.unlink(missing_ok=True)
+
+
+class Loop:
+    """The updates of one run, each a function of its number: a resumed run is exact.
+
+    `rank` of `world` processes: each takes its own micro-batches.
+    """
+
+    rank, world = 0, 1
+
+    def __init__(self, plan: Plan, objective: Objective, place: Path) -> None:
+        """`place`: the file with the state of an interrupted run."""
+        self.recipe, self.encoder, self.objective = plan.recipe, plan.encoder, objective
+        self.place, self.key = place, plan.key
+        model = plan.encoder.model
+        self.base: State = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        self.strategy = STRATEGIES[plan.recipe.strategy](model, plan.recipe)
+        # Parameters without a gradient keep Adam's state empty, so one group serves all phases.
+        self.parameters = [*model.parameters(), *objective.head.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=plan.recipe.lr)
+        self.best, self.weights = math.nan, self.base
+        self.history: list[dict[str, float]] = []
+        self.training: set[str] | None = None  # names of what learns at this step
+        self.learned: set[str] = set()  # of what ever had a gradient
+        self.seconds, self.peak = 0.0, 0
+
+    def run(self, what: str) -> None:
+        """Train from where the last process was; then `weights` are the best on dev."""
+        steps, first = self.recipe.steps, self._restore()
+        begun = saved = time.monotonic()
+        before = self.seconds
+        for step in progress(range(first, steps), what, steps, first):
+            self._update(step)
+            if (step + 1) % self.recipe.eval_every == 0 or step + 1 == steps:
+                self._evaluate(step + 1)
+            now = time.monotonic()
+            self.seconds, self.peak = before + now - begun, max(self.peak, peak_bytes())
+            if now - saved > SAVE_SECONDS:
+                self._save(step + 1)
+                saved = now
+
+    def _update(self, step: int) -> None:
+        recipe = self.recipe
+        self._choose(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * schedule(step, recipe.steps, recipe.warmup, recipe.hold)
+        torch.manual_seed(recipe.seed * 1_000_003 + step * self.world + self.rank)
+        self.encoder.train()
+        self.objective.head.train()
+        self.optimizer.zero_grad()
+        for part in range(recipe.accumulate):
+            number = (step * recipe.accumulate + part) * self.world + self.rank
+            (self.objective.loss(self.encoder, number) / recipe.accumulate).backward()
+        if (penalty := self.strategy.penalty()) is not None:
+            penalty.backward()
+        self.learned |= {name for name, p in self._named() if p.grad is not None}
+        norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        self.strategy.after_step(step)
+
+    def _choose(self, step: int) -> None:
+        """Let the strategy say what learns."""
+        names = dict(self.encoder.model.named_parameters())
+        training = {name for name in names if self.strategy.trains(name, step)}
+        if training != self.training:
+            if self.training is not None:
+                self._require_sound()
+            for name, parameter in names.items():
+                parameter.requires_grad = name in training
+            self.training = training
+
+    def _require_sound(self) -> None:
+        """What is frozen has stayed, what learns has had a gradient: a strategy keeps its word."""
+        for name, parameter in self._named():
+            if name in self.learned:
+                continue
+            if parameter.requires_grad:
+                raise RuntimeError(f"{self.recipe.strategy}: {name} never had a gradient")
+            if name in self.base and not torch.equal(parameter, self.base[name]):
+                raise RuntimeError(f"{self.recipe.strategy}: {name} is frozen, but moved")
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.encoder.model.named_parameters()
+        yield from self.objective.head.named_parameters(prefix="head")
+
+    def _evaluate(self, step: int) -> None:
+        """Score dev; strictly better weights are kept."""
+        self._require_sound()
+        self.encoder.eval()
+        self.objective.head.eval()
+        metric = self.objective.metric
+        with torch.no_grad():
+            dev = self.objective.dev(self.encoder)
+        if metric.improves(dev, self.best):
+            self.best, self.weights = dev, self.strategy.weights()
+        self.history.append({"step": step, "dev": dev})
+        print(f"  step {step}: dev {metric.name} {dev:.2f} (best {self.best:.2f})", flush=True)
+
+    def _save(self, step: int) -> None:
+        content = {key: getattr(self, key) for key in KEPT}
+        content |= {key: part.state_dict() for key, part in self._parts().items()}
+        content |= {"step": step, "strategy": self.strategy.state}
+        with disk.writing(self.place), disk.whole(self.place) as part:
+            torch.save(content, part)
+
+    def _restore(self) -> int:
+        """The step to go on from. Raises UserError for the state of another run."""
+        if not self.place.exists():
+            return 0
+        with guarded(self.place, "damaged; delete it and run again"):
+            content = torch.load(
+                self.place, weights_only=True, map_location=self.parameters[0].device
+            )
+        if content.get("key") != self.key:
+            raise UserError(f"{self.place}: is of another recipe; choose an empty folder")
+        for key in KEPT:
+            setattr(self, key, content[key])
+        for key, part in self._parts().items():
+            part.load_state_dict(content[key])
+        self.strategy.state = content["strategy"]
+        return int(content["step"])
+
+    def _parts(self) -> dict[str, Any]:
+        head, optimizer = self.objective.head, self.optimizer
+        return {"encoder": self.encoder.model, "head": head, "optimizer": optimizer}
+
+
+def peak_bytes() -> int:
+    """The most memory that was ever in use: the GPU's if one is used, else this process's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

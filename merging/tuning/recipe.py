@@ -1,0 +1,129 @@
+"""The recipe of stage 1, and where the upstream that it describes is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+import upstream
+from downstream import recipe as task_recipes
+from downstream.run.cell import Prepared, prepare
+from downstream.tasks.heads import HEADS
+from merging.tuning.strategies import STRATEGIES
+from upstream.checkpoints.read import Checkpoint
+from upstream.common.errors import UserError
+from upstream.common.schema import (
+    Amount,
+    Dropout,
+    Natural,
+    Positive,
+    Share,
+    bind,
+    build,
+    read_yaml,
+)
+from upstream.encoder.encoder import Encoder
+
+# Keys that came later enter a build's key only where they are not left at their default.
+LATER = ("strategy", "dropout", "attention_dropout", "activation_dropout")
+DROPOUTS = {"dropout": "hidden_dropout"}  # recipe key -> field of config.json, where they differ
+
+
+@dataclass(frozen=True)
+class TuningRecipe:
+    """Everything about one stage-1 run."""
+
+    kind: Literal["finetune"]
+    upstream: str
+    task: str  # a task recipe beside this file: its corpus, targets, metric
+    steps: Positive
+    batch: Positive
+    eval_every: Positive
+    lr: Amount = 1e-4
+    accumulate: Positive = 1
+    clip: Amount = 1.0
+    head_only: Share = 0.1  # of the steps; strategy `stable`: the upstream is frozen altogether
+    warmup: Share = 0.1
+    hold: Share = 0.4
+    specaug: bool = False
+    seed: Natural = 0
+    fold: str | None = None  # of a task with folds
+    head: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    strategy: str = "stable"
+    dropout: Dropout | None = None  # None: the upstream's own, as in its config.json
+    attention_dropout: Dropout | None = None
+    activation_dropout: Dropout | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """The recipe as plain values; LATER keys only where they were written."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name in LATER}
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k not in LATER or v != defaults[k]}
+
+    def dropouts(self) -> dict[str, float]:
+        """The fields of config.json that the recipe overrides."""
+        values = {DROPOUTS.get(key, key): getattr(self, key) for key in LATER[1:]}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+class Plan(NamedTuple):
+    """A recipe with all that it names loaded."""
+
+    recipe: TuningRecipe
+    encoder: Encoder
+    fingerprint: str  # of the encoder before it is tuned
+    prepared: Prepared
+
+    @property
+    def key(self) -> str:
+        """12 hex digits over all that the tuned weights depend on."""
+        facts = [self.recipe.facts(), self.fingerprint, self.prepared.revision]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+    def folder(self, results: Path) -> Path:
+        """Where its upstream is, or will be, built."""
+        return results / "upstreams" / f"{self.recipe.name}@{self.key}"
+
+
+def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> TuningRecipe:
+    """Read and check a fine-tuning recipe. Raises UserError."""
+    recipe = build(TuningRecipe, read_yaml(path, overrides), str(path), name=path.stem)
+    STRATEGIES[recipe.strategy]
+    task = task_recipes.load(path.parent / recipe.task).kind_of_task()
+    bind(HEADS[task.head], recipe.head, f"{path}: head", given=("layers", "dim", "classes"))
+    return recipe
+
+
+def open_plan(path: Path, results: Path) -> Plan:
+    """A recipe, its upstream with the recipe's dropouts, and its corpus. Raises UserError."""
+    recipe = load_recipe(path)
+    encoder = upstream.load(recipe.upstream)
+    if not isinstance(encoder, Encoder):
+        raise UserError(f"{path}: upstream {recipe.upstream} has no weights to fine-tune")
+    if dropouts := recipe.dropouts():
+        weights = checkpoint(encoder, encoder.model.state_dict(), **dropouts)
+        heard: frozenset[str] = getattr(encoder, "heard", frozenset())
+        encoder = Encoder(weights, encoder.padding, encoder.precision)
+        encoder.heard = heard  # type: ignore[assignment]
+    prepared = prepare(task_recipes.load(path.parent / recipe.task), results)
+    return Plan(recipe, encoder, encoder.fingerprint(), prepared)
+
+
+def checkpoint(encoder: Encoder, state: Mapping[str, Tensor], **config: Any) -> Checkpoint:
+    """What a file of the encoder would hold with these weights and changes of config.json."""
+    settings = {**encoder.config.to_dict(), **config}
+    return Checkpoint(encoder.family, settings, state, encoder.normalize, encoder.source)
+
+
+def tuned_folder(path: Path, results: Path) -> tuple[Path, TuningRecipe]:
+    """Where the upstream of a fine-tuning recipe is or will be built, and the recipe."""
+    plan = open_plan(path, results)
+    return plan.folder(results), plan.recipe
