@@ -18,7 +18,7 @@ from downstream.run.cell import Prepared, prepare
 from downstream.tasks.heads import HEADS
 from merging.tuning.strategies import STRATEGIES
 from upstream.checkpoints.read import Checkpoint
-from upstream.common.errors import UserError
+from upstream.common.errors import UserError, near_miss
 from upstream.common.schema import (
     Amount,
     Dropout,
@@ -96,7 +96,9 @@ class Plan(NamedTuple):
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> TuningRecipe:
     """Read and check a fine-tuning recipe. Raises UserError."""
     recipe = build(TuningRecipe, read_yaml(path, overrides), str(path), name=path.stem)
-    STRATEGIES[recipe.strategy]
+    if recipe.strategy not in STRATEGIES:
+        hint = near_miss(recipe.strategy, STRATEGIES)
+        raise UserError(f"{path}: unknown strategy {recipe.strategy!r}{hint}")
     task = task_recipes.load(path.parent / recipe.task).kind_of_task()
     bind(HEADS[task.head], recipe.head, f"{path}: head", given=("layers", "dim", "classes"))
     return recipe
