@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from pathlib import Path
 from typing import cast
@@ -13,11 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from upstream.base import SAMPLE_RATE
+from upstream.common import disk
 from upstream.common.errors import UserError
 
 OVERSHOOT = 0.5  # seconds; segment lists are often rounded up a little past the end of the file
-STREAMED = (
-    0x7FFFF000  # sox and ffmpeg write this or more as the data size when they write to a pipe
+# sox and ffmpeg write this or more as the data size when they write to a pipe
+STREAMED = 0x7FFFF000
+DENSEST = 8192  # samples per byte: more than any codec makes of silence
+BLOCK = 1 << 24  # samples read at once: a header that lies allocates no more
+OGG_PAGE = 65_307  # bytes of the largest
+# how libsndfile's log tells that a file is shorter than its header says; frames are cut silently
+CUT = re.compile(
+    r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE
 )
 LARGEST_KERNEL = 10_000_000  # numbers; 44.1 kHz needs 71 thousand, 44.101 kHz 706 million
 
@@ -31,18 +39,23 @@ def load(path: str | Path, start: float | None = None, end: float | None = None)
     with _open(path) as file:
         rate = file.samplerate
         first, last = _part(path, file.frames, rate, start, end)
+        blocks: list[Tensor] = []
         try:
             file.seek(first)
-            samples = file.read(last - first, dtype="float32", always_2d=True)
+            for place in range(first, last, BLOCK):
+                samples = file.read(min(BLOCK, last - place), dtype="float32", always_2d=True)
+                blocks.append(torch.from_numpy(samples).mean(1))
+                if len(samples) < min(BLOCK, last - place):
+                    break
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise UserError(
                 f"{path}: truncated or damaged ({_reason(error)}); copy it again"
             ) from error
-    if len(samples) < last - first:
+    wav = torch.cat(blocks)
+    if len(wav) < last - first:
         raise UserError(
-            f"{path}: truncated, {len(samples)} of {last - first} samples are there; copy it again"
+            f"{path}: truncated, {len(wav)} of {last - first} samples are there; copy it again"
         )
-    wav = torch.from_numpy(samples).mean(1)
     if not torch.isfinite(wav).all():
         raise UserError(
             f"{path}: holds NaN or infinite samples; write the file again or drop the row"
@@ -66,31 +79,39 @@ def pad(wavs: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _open(path: str | Path) -> soundfile.SoundFile:
+    size = disk.require_file(path).st_size
+    if size == 0:
+        raise UserError(f"{path}: is an empty file (0 bytes); copy it again or drop the row")
     try:
-        file = soundfile.SoundFile(str(path))
+        file = soundfile.SoundFile(os.fsencode(path))
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        raise UserError(f"{path}: {_unreadable(Path(path), error)}") from error
+        raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
+    except (TypeError, ValueError) as error:  # the name ends in .raw
+        raise UserError(f"{path}: does not say its rate and type; convert it to WAV") from error
     fault = ""
+    cut = CUT.search(file.extra_info)
     if file.frames > 2**60:  # libsndfile's "unknown": the encoder wrote to a pipe
         fault = "its header does not say how long it is; encode it again to a file"
-    # libsndfile shortens a cut-off WAV without a word, except in its log
-    cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    if cut and int(cut[2]) < int(cut[1]) < STREAMED:
+    elif file.frames > size * DENSEST:
+        fault = f"its header claims {file.frames} samples in {size} bytes; encode it again"
+    elif cut and int(cut[2]) < int(cut[1]) < STREAMED:
         fault = f"truncated, {cut[2]} of {cut[1]} bytes of audio are there; copy it again"
+    elif file.format == "OGG" and not _ogg_ends(path, size):
+        fault = "truncated, its last page does not end the stream; copy it again"
     if fault:
         file.close()
         raise UserError(f"{path}: {fault}")
     return file
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    if not path.exists():
-        return "no such audio file"
-    if path.is_dir():
-        return "is a folder, not an audio file"
-    if path.stat().st_size == 0:
-        return "is an empty file (0 bytes); copy it again or drop the row"
-    return f"cannot be read as audio ({_reason(error)})"
+def _ogg_ends(path: str | Path, size: int) -> bool:
+    """Whether the last page says that it is the last (RFC 3533, section 6), and is whole."""
+    with open(path, "rb") as file:
+        file.seek(max(0, size - OGG_PAGE))
+        tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    return bool(segments) and page[5] & 4 > 0 and len(page) >= 27 + len(segments) + sum(segments)
 
 
 def _reason(error: Exception) -> str:
@@ -103,10 +124,12 @@ def _part(
     path: str | Path, frames: int, rate: int, start: float | None, end: float | None
 ) -> tuple[int, int]:
     """First and last sample of the part, in the file's own rate. Raises UserError for no part."""
-    first = 0 if start is None else round(start * rate)
-    last = frames if end is None else round(end * rate)
     if frames == 0:
         raise UserError(f"{path}: holds no audio; drop the row")
+    if not (math.isfinite(start or 0.0) and math.isfinite(end or 0.0)):
+        raise UserError(f"{path}: has no part from {start} s to {end} s")
+    first = 0 if start is None else round(start * rate)
+    last = frames if end is None else round(end * rate)
     if first < 0 or last > frames + OVERSHOOT * rate or first >= min(last, frames):
         until = "its end" if end is None else f"{end:g} s"
         raise UserError(

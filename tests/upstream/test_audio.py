@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -100,12 +101,14 @@ def test_an_end_is_forgiven_a_rounding_but_not_milliseconds(tmp_path: Path) -> N
     refused(path, "from 1.5 s to its end", start=1.5)
     refused(path, "from 0.7 s to 0.2 s", start=0.7, end=0.2)
     refused(path, "from -1 s", start=-1)
+    refused(path, "from nan s", start=math.nan)
+    refused(path, "to inf s", end=math.inf)
     with pytest.raises(UserError, match="1 s long"):
         audio.seconds(path, 0, 500)
 
 
 def test_missing_folder_and_empty(tmp_path: Path) -> None:
-    refused(tmp_path / "a.wav", "no such audio file")
+    refused(tmp_path / "a.wav", "no such file")
     refused(tmp_path, "is a folder")
     (tmp_path / "b.wav").touch()
     refused(tmp_path / "b.wav", "0 bytes")
@@ -118,12 +121,68 @@ def test_text_by_the_name_of_audio(tmp_path: Path) -> None:
     refused(tmp_path / "a.wav", "cannot be read as audio")
 
 
-@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.aiff", "a.au", "a.w64", "a.rf64"])
 def test_half_a_file_is_truncated(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     soundfile.write(path, tone(16000), 16000)
+    assert len(audio.load(path)) >= 16000
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     refused(path, "truncated", "copy it again")
+
+
+@pytest.mark.parametrize("codec", ["VORBIS", "OPUS"])
+def test_an_ogg_cut_anywhere_is_truncated(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, tone(16000, 3.0), 16000, subtype=codec)
+    assert len(audio.load(path)) >= 48000
+    whole = path.read_bytes()
+    last = whole.rindex(b"OggS")
+    for cut in (last, last + 5, last + 26, last + 30, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        refused(path, "truncated")
+
+
+def test_a_header_that_lies_allocates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STREAMINFO has 36 bits for the number of samples: 256 GB of float32."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(16000), 16000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:21] + bytes([whole[21] | 0x0F]) + b"\xff" * 4 + whole[26:])
+    refused(path, "its header claims 68719476735 samples")
+    with pytest.raises(UserError, match="its header claims"):
+        audio.seconds(path)
+    path.write_bytes(whole[:21] + bytes([whole[21] & 0xF0]) + struct.pack(">I", 10**7) + whole[26:])
+    monkeypatch.setattr(audio, "BLOCK", 4096)  # reads no further than what is there
+    refused(path, "truncated")
+
+
+def test_what_is_no_file_or_no_name_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    refused(tmp_path / "a.wav", "is a pipe or a device")
+    refused(Path("/dev/zero"), "is a pipe or a device")
+    for name in ("a\0.wav", "\ud800.wav"):
+        with pytest.raises(UserError, match="cannot be a file's name") as caught:
+            audio.load(name)
+        str(caught.value).encode()
+    (tmp_path / "a.raw").write_bytes(bytes(3200))
+    refused(tmp_path / "a.raw", "convert it to WAV")
+
+
+def test_a_name_that_is_not_utf8_is_a_name(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xe9t\xe9.wav")
+    soundfile.write(tmp_path / "a.wav", tone(16000), 16000)
+    (tmp_path / "a.wav").rename(path)
+    assert audio.load(path).shape == (16000,)
+
+
+def test_blocks_are_one_wave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, numpy.stack([tone(16000), tone(16000, hertz=300)], 1), 16000)
+    expected = audio.load(path, 0.1, 0.9)
+    monkeypatch.setattr(audio, "BLOCK", 1000)
+    assert torch.equal(audio.load(path, 0.1, 0.9), expected)
 
 
 def test_a_wav_from_a_pipe_is_whole(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from upstream import audio
+from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.features import clips as audiofiles
 from upstream.features.clips import Clip, clips
@@ -50,7 +51,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_an_unchanged_file_is_read_once(
     wav: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = tmp_path / "i.sqlite"
+    index = tmp_path / "files.json"
     first = one(wav, index)
     assert first.seconds == 1.0 and len(first.digest) == 16
     read = opened(monkeypatch)
@@ -63,7 +64,7 @@ def test_an_unchanged_file_is_read_once(
 def test_changed_content_is_seen_though_size_and_time_are_the_same(
     wav: Path, tmp_path: Path
 ) -> None:
-    index = tmp_path / "i.sqlite"
+    index = tmp_path / "files.json"
     before, stat = one(wav, index), wav.stat()
     content = bytearray(wav.read_bytes())
     content[-2] ^= 1
@@ -80,7 +81,7 @@ def test_a_file_in_the_making_is_not_remembered(
     wav: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audiofiles, "QUIET", 2.0)
-    index = tmp_path / "i.sqlite"
+    index = tmp_path / "files.json"
     one(wav, index)
     read = opened(monkeypatch)
     one(wav, index)
@@ -88,7 +89,7 @@ def test_a_file_in_the_making_is_not_remembered(
 
 
 def test_moved_and_copied_files_keep_their_key(wav: Path, tmp_path: Path) -> None:
-    index = tmp_path / "i.sqlite"
+    index = tmp_path / "files.json"
     before = one(wav, index)
     copied = shutil.copy(wav, tmp_path / "copy.wav")
     moved = wav.rename(tmp_path / "moved.wav")
@@ -96,7 +97,7 @@ def test_moved_and_copied_files_keep_their_key(wav: Path, tmp_path: Path) -> Non
 
 
 def test_parts_have_their_own_keys_and_lengths(wav: Path, tmp_path: Path) -> None:
-    index = tmp_path / "i.sqlite"
+    index = tmp_path / "files.json"
     whole, part = one(wav, index), one(wav, index, 0.25, 0.75)
     assert part.key != whole.key and part.seconds == 0.5
     assert whole.part(0.25, 0.75) == part
@@ -114,12 +115,12 @@ def test_a_part_outside_the_file_is_the_error_of_audio(
     with pytest.raises(UserError) as expected:
         audio.seconds(wav, start, end)
     with pytest.raises(UserError) as found:
-        one(wav, tmp_path / "i.sqlite", start, end)
+        one(wav, tmp_path / "files.json", start, end)
     assert str(found.value) == str(expected.value)
 
 
 def test_unreadable_files_are_the_errors_of_audio(wav: Path, tmp_path: Path) -> None:
-    index = tmp_path / "i.sqlite"
+    index = tmp_path / "files.json"
     (tmp_path / "text.wav").write_text("not audio")
     (tmp_path / "empty.wav").write_bytes(b"")
     for name in ("gone.wav", "text.wav", "empty.wav", "."):
@@ -131,21 +132,76 @@ def test_unreadable_files_are_the_errors_of_audio(wav: Path, tmp_path: Path) -> 
 
 
 def test_a_damaged_index_is_made_again(wav: Path, tmp_path: Path) -> None:
-    index = tmp_path / "i.sqlite"
+    index = tmp_path / "files.json"
     expected = one(wav, index)
-    index.write_bytes(b"not a database" * 500)
-    assert one(wav, index) == expected
     content = index.read_bytes()
-    index.write_bytes(content.replace(expected.digest.encode(), b"0" * 16))
-    assert one(wav, index) == expected, "a changed digit is noticed"
-    index.write_bytes(content[: len(content) // 2])
-    assert one(wav, index) == expected
-    with sqlite3.connect(index) as database:
-        assert database.execute("SELECT count(*) FROM files").fetchone() == (1,)
+    for damaged in (
+        b"not an index" * 500,
+        content.replace(expected.digest.encode(), b"0" * 16),
+        content[: len(content) // 2],
+        b"",
+        b"[" * 100_000,
+    ):
+        index.write_bytes(damaged)
+        assert one(wav, index) == expected
+        assert index.read_bytes() == content
+
+
+def test_two_writers_lose_no_more_than_rows(wav: Path, tmp_path: Path) -> None:
+    index = tmp_path / "files.json"
+    copied = Path(shutil.copy(wav, tmp_path / "b.wav"))
+    one(wav, index)
+    one(copied, index)
+    assert len(audiofiles._load(index)) == 2, "the rows of both"
+
+
+def test_an_interrupted_first_look_goes_on(
+    wav: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "files.json"
+    paths = [shutil.copy(wav, tmp_path / f"{number}.wav") for number in range(5)]
+    (tmp_path / "4.wav").write_text("not audio")
+    monkeypatch.setattr(audiofiles, "SAVE_EVERY", 2)
+    with pytest.raises(UserError):
+        clips([(path, None, None) for path in paths], index)
+    assert len(audiofiles._load(index)) == 4
+
+
+def test_a_large_index_takes_no_time(tmp_path: Path) -> None:
+    row = audiofiles._Row("123456 1700000000000000000 1700000000000000000 123", 4.5, "0" * 16)
+    rows = {f"/data/corpus/speaker-{n:06d}/utterance.flac": row for n in range(150_000)}
+    begun = time.process_time()
+    disk.write_checked(tmp_path / "files.json", rows)
+    assert audiofiles._load(tmp_path / "files.json") == rows
+    assert time.process_time() - begun < 4, "1 s on an idle machine"
 
 
 def test_an_index_that_cannot_be_written_is_one_line(wav: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be used"):
-        one(wav, tmp_path)  # a folder
-    with pytest.raises(UserError, match="cannot be written"):
-        one(wav, wav / "i.sqlite")
+    for index in (tmp_path, wav / "files.json"):
+        with pytest.raises(UserError, match="cannot be written"):
+            one(wav, index)
+
+
+def test_what_is_no_file_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(UserError, match="is a pipe"):
+        one(tmp_path / "a.wav", tmp_path / "files.json")
+    with pytest.raises(UserError, match="cannot be a file's name"):
+        one(Path("a\0.wav"), tmp_path / "files.json")
+
+
+def test_overlap_is_by_content_and_time(wav: Path, tmp_path: Path) -> None:
+    index = tmp_path / "files.json"
+    copied = Path(shutil.copy(wav, tmp_path / "copy.wav"))
+    other = tmp_path / "other.wav"
+    soundfile.write(other, np.zeros(16_000), 16_000)
+    early, late = one(wav, index, 1e-5, 0.4), one(wav, index, 0.5, 0.9)
+    tail, whole = one(copied, index, 0.8), one(copied, index)
+    members = [early, late, tail, whole, one(other, index)]
+    assert audiofiles.overlapping({early.key}, members) == [early, whole]
+    assert audiofiles.overlapping([late.key], members) == [late, tail, whole]
+    assert audiofiles.overlapping({tail.key}, members) == [late, tail, whole]
+    assert audiofiles.overlapping({whole.key}, members) == members[:4]
+    assert audiofiles.overlapping({one(wav, index, 0.4, 0.5).key}, members) == [whole], "they touch"
+    assert audiofiles.overlapping(set(), members) == []
+    assert audiofiles.overlapping({f"{whole.digest}:nonsense"}, members) == members[:4]

@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def known(folder: Path, *paths: Path) -> list[Clip]:
-    return clips([(str(path), None, None) for path in paths], folder / "files.sqlite")
+    return clips([(str(path), None, None) for path in paths], folder / "files.json")
 
 
 def perturbed(folder: Path) -> Encoder:
@@ -362,6 +362,6 @@ def test_audio_that_cannot_be_read_is_named(
     encoder: Encoder, some: list[Clip], store: Store
 ) -> None:
     os.remove(some[1].path)
-    with pytest.raises(UserError, match=r"1\.wav: no such audio file"):
+    with pytest.raises(UserError, match=r"1\.wav: no such file"):
         cache.extract(encoder, some, ["mean"], store)
     assert audio.seconds(some[0].path) == 0.5

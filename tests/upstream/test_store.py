@@ -68,7 +68,7 @@ def made(folder: Path, count: int) -> list[Clip]:
         path = folder / f"{i}.wav"
         soundfile.write(path, 0.1 * rng.standard_normal(1_600 + 320 * i), 16_000)
         parts.append((str(path), None, None))
-    return clips(parts, folder / "files.sqlite")
+    return clips(parts, folder / "files.json")
 
 
 def clear(store: Store, prefix: str = "") -> list[Entry]:

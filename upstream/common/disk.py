@@ -7,12 +7,15 @@ holder keeps refreshing (filelock's SoftFileLease), and a file appears by one re
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import stat
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from upstream.common.errors import UserError
 
@@ -55,6 +58,21 @@ def write(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_checked(path: Path, data: Any) -> None:
+    """Write `data` as a line of JSON and its CRC-32, for `read_checked`. Raises UserError."""
+    body = json.dumps(data).encode()
+    write(path, body + b"\n%d\n" % zlib.crc32(body))
+
+
+def read_checked(path: Path) -> Any:
+    """What `write_checked` wrote; None where it is not there, not ours or damaged."""
+    try:
+        body, crc = path.read_bytes().splitlines()
+        return json.loads(body) if zlib.crc32(body) == int(crc) else None
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

@@ -1,32 +1,30 @@
 """Audio files by content: what the features of a moved, copied or edited file are found under.
 
-Headers and content digests are remembered in a small SQLite file beside the cache, under each
-file's size, times and inode, so that a corpus is read once and only looked at afterwards.
+Headers and content digests are remembered in a file beside the cache, under each audio file's size,
+times and inode, so that a corpus is read once and only looked at afterwards.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
+import re
 import time
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from upstream import audio
+from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
 
-INDEX = "files.sqlite"  # its usual name
+INDEX = "files.json"  # its usual name
 QUIET = 2.0  # seconds: two changes this close may leave the same times (NFS, FAT)
 THREADS = 8
-TOGETHER = 500  # paths in one question to the index; old builds of SQLite take 999
 SAVE_EVERY = 2_000  # files; an interrupted first look goes on from here
 LEAST = 0.001  # seconds; a shorter part may hold no sample: audio.py decides
 
@@ -69,16 +67,42 @@ def clips(parts: Sequence[tuple[str, float | None, float | None]], index: Path) 
     ]
 
 
+def overlapping(heard: Collection[str], clips: Iterable[Clip]) -> list[Clip]:
+    """The clips that share audio with clip keys `heard`: the same file and overlapping time."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for key in heard:
+        content, start, end = _span(key)
+        spans.setdefault(content, []).append((start, end))
+
+    def shares(clip: Clip) -> bool:
+        content, start, end = _span(clip.key)
+        return any(start < last and first < end for first, last in spans.get(content, ()))
+
+    return [clip for clip in clips if shares(clip)]
+
+
+TIMES = re.compile(r"([0-9.]+(?:e[-+]?[0-9]+)?)-([0-9.]+(?:e[-+]?[0-9]+)?)?")
+
+
+def _span(key: str) -> tuple[str, float, float]:
+    """Digest, start and end of a clip's key; a key without times is the whole file."""
+    content, _, times = key.partition(":")
+    match = TIMES.fullmatch(times)
+    start, end = match.groups() if match else (0.0, None)
+    return content, float(start), float("inf" if end is None else end)
+
+
 def digest(path: str | Path) -> str:
     """16 hex digits (BLAKE2b) over a file's content. Raises UserError."""
-    found = hashlib.blake2b(digest_size=8)
+    content = hashlib.blake2b(digest_size=8)
+    disk.require_file(path)
     try:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
-                found.update(block)
+                content.update(block)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return found.hexdigest()
+    return content.hexdigest()
 
 
 def require_unchanged(members: Iterable[Clip]) -> None:
@@ -99,70 +123,39 @@ def _seconds(path: str, start: float | None, end: float | None, whole: float) ->
 class _Row(NamedTuple):
     """What the index remembers of a file."""
 
-    path: str  # absolute
     stamp: str
     seconds: float
     digest: str
 
-    @property
-    def check(self) -> int:
-        """SQLite notices damage to its structure, but not a changed digit."""
-        return zlib.crc32(repr(tuple(self)).encode("utf-8", "surrogatepass"))
-
 
 def _whole(paths: list[str], index: Path) -> dict[str, _Row]:
-    """The rows of whole files."""
-    try:
-        index.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{index.parent}: cannot be written ({error.strerror})") from error
-    try:
-        return _remembered(paths, index)
-    except sqlite3.OperationalError as error:  # locked for a minute, a full disk, no permission
-        raise UserError(f"{index}: cannot be used ({error})") from error
-    except sqlite3.DatabaseError:  # damaged
-        index.unlink(missing_ok=True)
-        Path(f"{index}-journal").unlink(missing_ok=True)
-        return _remembered(paths, index)
+    """The rows of whole files.
+
+    Two processes may write the index at once: the last wins, and a row that is lost is only read
+    again.
+    """
+    known = _load(index)
+    rows: dict[str, _Row] = {}
+    for path in paths:
+        row = known.get(os.path.abspath(path))
+        if row and row.stamp == _stamp(path):
+            rows[path] = row
+    unknown = [path for path in paths if path not in rows]
+    fresh: dict[str, _Row] = {}
+    for count, (path, row, quiet) in enumerate(_read(unknown), 1):
+        rows[path] = row
+        if quiet:
+            fresh[os.path.abspath(path)] = row
+        if fresh and (len(fresh) == SAVE_EVERY or count == len(unknown)):
+            disk.write_checked(index, _load(index) | fresh)
+            fresh.clear()
+    return rows
 
 
-def _remembered(paths: list[str], index: Path) -> dict[str, _Row]:
-    with closing(sqlite3.connect(index, timeout=60)) as database:
-        with database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS files "
-                "(path TEXT PRIMARY KEY, stamp TEXT, seconds REAL, digest TEXT, crc INTEGER)"
-            )
-        names = {path: os.path.abspath(path) for path in paths}
-        known = _known(database, list(names.values()))
-        found = {}
-        for path, name in names.items():
-            row = known.get(name)
-            if row and row.stamp == _stamp(path):
-                found[path] = row
-        new = [path for path in paths if path not in found]
-        rows = []
-        for count, (path, row, quiet) in enumerate(_read(new), 1):
-            found[path] = row
-            if quiet:
-                rows.append((*row, row.check))
-            if len(rows) == SAVE_EVERY or count == len(new):
-                with database:
-                    database.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
-                rows.clear()
-    return found
-
-
-def _known(database: sqlite3.Connection, paths: list[str]) -> dict[str, _Row]:
-    found = {}
-    for first in range(0, len(paths), TOGETHER):
-        some = paths[first : first + TOGETHER]
-        marks = ",".join("?" * len(some))
-        for *content, crc in database.execute(f"SELECT * FROM files WHERE path IN ({marks})", some):
-            row = _Row(*content)
-            if row.check == crc:
-                found[row.path] = row
-    return found
+def _load(index: Path) -> dict[str, _Row]:
+    """Absolute path -> row; nothing where the index is not there or damaged."""
+    rows: dict[str, list[Any]] = disk.read_checked(index) or {}
+    return {path: _Row(*row) for path, row in rows.items()}
 
 
 def _read(paths: list[str]) -> Iterator[tuple[str, _Row, bool]]:
@@ -170,7 +163,7 @@ def _read(paths: list[str]) -> Iterator[tuple[str, _Row, bool]]:
 
     def read(path: str) -> tuple[str, _Row, bool]:
         stamp = _stamp(path)
-        row = _Row(os.path.abspath(path), stamp, audio.seconds(path), digest(path))
+        row = _Row(stamp, audio.seconds(path), digest(path))
         # a file in the making could change again and keep its times: it is read again next time
         return path, row, stamp == _stamp(path) and time.time() - os.stat(path).st_ctime > QUIET
 
@@ -182,6 +175,6 @@ def _stamp(path: str) -> str:
     """What changes with a file: os.utime restores its mtime, but nothing its ctime."""
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return ""  # audio.py knows what to say
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
