@@ -291,7 +291,7 @@ def _registry(what: str) -> Registry[Any]:
         from downstream.tasks.heads import HEADS
 
         return HEADS
-    from merging.methods.dense import METHODS
+    from merging.methods import METHODS
 
     return METHODS
 

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from downstream.report import results
-from downstream.report.results import Cell, Score
-from downstream.run import cell as evaluate
-from downstream.run import execute as jobs
-from downstream.run import schedule as survey
-from downstream.run.cell import Identity, Prepared
+from downstream.run import execute, schedule
+from downstream.run.cell import Identity, Prepared, cell
 from downstream.run.schedule import Load, Request, Settings
-from downstream.tasks.metrics import METRICS, Metric
-from merging.methods.dense import greedy_soup
+from downstream.tasks.metrics import METRICS
+from upstream.common import disk
 from upstream.common.errors import UserError
 
 What = Literal["alpha", "members"]
@@ -116,7 +113,7 @@ def pick(dev: Dev, metrics: Mapping[str, str], candidates: Sequence[str]) -> Cho
 
 
 def greedy(score: Callable[[Sequence[str]], Dev], metrics: Mapping[str, str], count: int) -> Choice:
-    """The members of the greedy soup (`methods.greedy_soup`) of `count` tuned models, by mean gain.
+    """The members of the greedy soup of `count` tuned models, by mean gain.
 
     `score` gives the dev scores of candidates; it is asked for several at once where it can be.
     Raises UserError if the base has no score to compare with.
@@ -125,14 +122,29 @@ def greedy(score: Callable[[Sequence[str]], Dev], metrics: Mapping[str, str], co
     dev = score([BASE, *map(str, range(count)), everyone])
 
     def gain(members: Sequence[int]) -> float:
-        one = together(members)
-        if one not in next(iter(dev.values())):
-            for task, scores in score([one]).items():
+        candidate = together(members)
+        if candidate not in next(iter(dev.values())):
+            for task, scores in score([candidate]).items():
                 dev[task] |= scores
-        return gains(dev, metrics, BASE)[one]
+        return gains(dev, metrics, BASE)[candidate]
 
     chosen = together(greedy_soup(gain, count))
     return _choice("members", chosen, everyone, gains(dev, metrics, BASE), dev, metrics)
+
+
+def greedy_soup(score: Callable[[Sequence[int]], float], count: int) -> list[int]:
+    """Members of the greedy soup, best first (Wortsman et al., arXiv 2203.05482, recipe 1).
+
+    `score(members)` rates the mean of these of the `count` models on held-out data, higher being
+    better. The best model starts; each next one joins if the score does not fall.
+    """
+    alone = [score([member]) for member in range(count)]
+    first, *others = sorted(range(count), key=lambda member: -alone[member])
+    chosen, best = [first], alone[first]
+    for member in others:
+        if (joined := score([*chosen, member])) >= best:
+            chosen, best = [*chosen, member], joined
+    return chosen
 
 
 def together(members: Iterable[int]) -> str:
@@ -142,13 +154,13 @@ def together(members: Iterable[int]) -> str:
 
 def apart(text: str, count: int, where: str) -> list[int]:
     """`"0+2"` -> `[0, 2]`. Raises UserError for what are no members of `count`."""
-    known, found = list(map(str, range(count))), text.split("+")
-    if not set(found) <= set(known) or len(set(found)) < len(found):
+    known, members = list(map(str, range(count))), text.split("+")
+    if not set(members) <= set(known) or len(set(members)) < len(members):
         raise UserError(
             f"{where}: members={text}: its tuned models are {', '.join(known)}; name some of them, "
             "each once, as in members=0+1"
         )
-    return sorted(map(int, found))
+    return sorted(map(int, members))
 
 
 def gains(dev: Dev, metrics: Mapping[str, str], origin: str) -> dict[str, float]:
@@ -165,18 +177,21 @@ def gains(dev: Dev, metrics: Mapping[str, str], origin: str) -> dict[str, float]
                 f"choose: no head of alpha 0 (the base) learned {task}; look at its learning rates"
             )
     shares = {
-        one: sum((e[origin] - e[one]) / max(e[origin], 1.0) for e in errors.values()) / len(errors)
-        for one in next(iter(errors.values()))
+        candidate: sum((e[origin] - e[candidate]) / max(e[origin], 1.0) for e in errors.values())
+        / len(errors)
+        for candidate in next(iter(errors.values()))
     }
-    return {one: -math.inf if math.isnan(share) else share for one, share in shares.items()}
+    return {name: -math.inf if math.isnan(share) else share for name, share in shares.items()}
 
 
 def _errors(dev: Dev, metrics: Mapping[str, str]) -> Dev:
-    def error(metric: Metric, score: float) -> float:
-        return score if metric.better == "lower" else 100 - score
+    """The scores as error rates."""
+
+    def error(task: str, score: float) -> float:
+        return score if METRICS[metrics[task]].better == "lower" else 100 - score
 
     return {
-        task: {one: error(METRICS[metrics[task]], score) for one, score in scores.items()}
+        task: {candidate: error(task, score) for candidate, score in scores.items()}
         for task, scores in dev.items()
     }
 
@@ -209,31 +224,24 @@ def score(
 ) -> Dev:
     """Dev scores of candidates; cells that are not finished are computed.
 
-    The mean over folds and the recipe's seeds of the dev score at each head's chosen learning rate.
+    The mean over folds and the recipe's seeds of the dev score of the chosen head.
     """
-    work = survey.survey(list(requests.values()), load, tasks, None, settings)
-    jobs.run_all(work, load, settings)
-    scores = {one.cell: one.score for one in results.load(settings.results)}
+    work = schedule.survey(list(requests.values()), load, tasks, None, settings)
+    execute.run_all(work, load, settings)
+    scores = {result.cell: result.score for result in results.load(settings.results)}
+
+    def mean(identity: Identity, task: Prepared) -> float:
+        cells = [scores[cell(identity, task, seed)] for seed in range(task.recipe.train.seeds)]
+        chosen = [score.dev[fold][f"{lr:g}"] for score in cells for fold, lr in score.lr.items()]
+        return sum(chosen) / len(chosen)
+
     return {
-        prepared.recipe.name: {
-            one: _dev(identity, prepared, scores)
-            for one, identity in zip(requests, work.identities)
+        task.recipe.name: {
+            candidate: mean(identity, task)
+            for candidate, identity in zip(requests, work.identities)
         }
-        for prepared in tasks
+        for task in tasks
     }
-
-
-def _dev(identity: Identity, prepared: Prepared, scores: Mapping[Cell, Score]) -> float:
-    found = []
-    for seed in range(prepared.recipe.train.seeds):
-        one = scores[evaluate.cell(identity, prepared, seed)]
-        metric = METRICS[one.metric]
-        for tried in one.dev.values():
-            best = float("nan")
-            for value in tried.values():
-                best = value if metric.improves(value, best) else best
-            found.append(best)
-    return sum(found) / len(found)
 
 
 def key(facts: Any, tasks: Sequence[Prepared]) -> str:
@@ -250,8 +258,7 @@ def place(root: Path, digest: str) -> Path:
 
 def save(path: Path, choice: Choice) -> None:
     """Keep a choice for the next run and for worker processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    results.write_atomic(path, json.dumps(asdict(choice), indent=1) + "\n")
+    disk.write(path, json.dumps(asdict(choice), indent=1) + "\n")
 
 
 def read(path: Path) -> Choice:

@@ -21,7 +21,7 @@ from downstream.run.cell import Prepared, prepare
 from merging import choose as choosing
 from merging.card import write_card
 from merging.choose import Choice
-from merging.methods.dense import STATISTICS
+from merging.methods import STATISTICS
 from merging.recipe import (
     YAML,
     MergeRecipe,
@@ -91,7 +91,7 @@ def combine(
     if (kind := STATISTICS.get(plan.method)) and plan.calibrate:
         stats = calibrated(kind, [base, *tuned], plan.calibrate, recipe.parent, results)
     weights, *others = (one.model.state_dict() for one in (base, *tuned))
-    settings = (plan.method, plan.params, plan.settings, stats, report)
+    settings = (plan.method, plan.params, plan.options, stats, report)
     return merge_tensors(weights, others, *settings)
 
 
@@ -288,9 +288,7 @@ def _write_same(
     if plan.origin == "checked":
         for number, other in enumerate(tuned, 1):
             require_origin(base, other, f"tuned model {number} ({names[number]})", None, None)
-    weights = dict(
-        merge_tensors(base, tuned, plan.method, plan.params, plan.settings, None, report)
-    )
+    weights = dict(merge_tensors(base, tuned, plan.method, plan.params, plan.options, None, report))
     source = Path(plan.base)
     container.write(source, weights, output if source.is_dir() else output / source.name)
     with ThreadPoolExecutor() as pool:

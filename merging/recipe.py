@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from merging.choose import Choose, apart
-from merging.methods.dense import STATISTICS
+from merging.methods import STATISTICS
 from merging.tuning.recipe import load_recipe as load_finetuning
 from merging.weights.calibration import Calibration
-from merging.weights.rule import PosConv, Settings, Several, check_params
+from merging.weights.rule import MergeOptions, PosConv, Several, check_params
 from upstream.common.errors import UserError
 from upstream.common.schema import build, read_yaml
 
@@ -39,8 +39,8 @@ class MergeRecipe:
     choose: Choose | None = None  # alpha or members by dev scores
 
     @property
-    def settings(self) -> Settings:
-        return Settings(self.only, self.pos_conv, self.several)
+    def options(self) -> MergeOptions:
+        return MergeOptions(self.only, self.pos_conv, self.several)
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeRecipe:

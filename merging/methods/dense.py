@@ -1,38 +1,19 @@
-"""How weights are merged: one typed pure function of tensors per method.
-
-A method takes one parameter tensor of the pre-trained upstream and the same tensor of each
-fine-tuned one, all float32 and of one shape, and returns the merged tensor, float32; it changes
-none of them. Its keyword-only arguments are the keys that a merge recipe may hold, save the
-RESERVED ones, which the engine fills in. A new method is one registered function.
-
-`alpha` means the same in all of them: how far to go from the base along the task vector
-(tuned - base), or along what the method makes of several. 0 is the base; the order of the tuned
-models does not matter. Nothing divides alpha out again when there is one model only, as TIES and
-DELLA of other toolkits do when they normalise by the sum of weights.
-"""
+"""Methods that keep every value of the task vectors: linear, arcs, over depth, low rank."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from merging.methods import Part
 from upstream.checkpoints.tensor_names import Place
 from upstream.common.errors import UserError
-from upstream.common.registry import Registry
 
-Method = Callable[..., Tensor]
-METHODS: Registry[Method] = Registry("merging method")
-# Arguments that are no keys of a recipe. `rng` is seeded from the recipe's `seed` and the tensor's
-# name; `stats` holds one statistic for each of [base, *tuned], or nothing where none was gathered.
-RESERVED = ("base", "tuned", "place", "depth", "rng", "stats")
-ELEMENTWISE = ("linear", "task_arithmetic", "soup")  # a value depends on no other of its tensor
-STATISTICS: dict[str, Literal["fisher", "gram"]] = {}  # what a method's `stats` are
-
-SLERP_PARALLEL = 0.9995
+SLERP_PARALLEL = 0.9995  # mergekit's threshold
 
 
 def mean_vector(base: Tensor, tuned: Sequence[Tensor]) -> Tensor:
@@ -42,13 +23,6 @@ def mean_vector(base: Tensor, tuned: Sequence[Tensor]) -> Tensor:
     return torch.stack([t - base for t in tuned]).mean(0)
 
 
-def require_share(value: float, where: str) -> None:
-    """UserError unless 0 < value <= 1; `where` is "method: key"."""
-    if not 0 < value <= 1:
-        raise UserError(f"{where}: {value:g} is not a share; write a number above 0, at most 1")
-
-
-@METHODS.register("linear")
 def linear(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tensor:
     """Base + alpha * mean task vector: Speech-FT's stage 2 (arXiv 2502.12672), WiSE-FT.
 
@@ -57,7 +31,6 @@ def linear(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Ten
     return mean_vector(base, tuned).mul_(alpha).add_(base)
 
 
-@METHODS.register("task_arithmetic")
 def task_arithmetic(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tensor:
     """Base + alpha * sum of task vectors (Ilharco et al., arXiv 2212.04089).
 
@@ -67,7 +40,6 @@ def task_arithmetic(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.2
     return linear(base, tuned, alpha=alpha * len(tuned))
 
 
-@METHODS.register("soup")
 def soup(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) -> Tensor:
     """Uniform model soup: the mean of the tuned models (Wortsman et al., arXiv 2203.05482).
 
@@ -77,21 +49,6 @@ def soup(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) -> Tensor
     return torch.lerp(base, torch.stack(list(tuned)).mean(0), alpha)
 
 
-def greedy_soup(score: Callable[[Sequence[int]], float], count: int) -> list[int]:
-    """Members of the greedy soup, best first (Wortsman et al., arXiv 2203.05482, recipe 1).
-
-    `score(members)` rates the mean of these of the `count` models on held-out data, higher being
-    better. The best model starts; each next one joins if the score does not fall.
-    """
-    alone = [score([member]) for member in range(count)]
-    first, *others = sorted(range(count), key=lambda member: -alone[member])
-    chosen, best = [first], alone[first]
-    for member in others:
-        if (joined := score([*chosen, member])) >= best:
-            chosen, best = [*chosen, member], joined
-    return chosen
-
-
 def _cosine(one: Tensor, two: Tensor) -> float:
     """Cosine of two tensors seen as vectors, in float64; NaN if one is zero."""
     a, b = one.double().flatten(), two.double().flatten()
@@ -99,11 +56,10 @@ def _cosine(one: Tensor, two: Tensor) -> float:
 
 
 def slerp_falls_back(base: Tensor, tuned: Tensor) -> bool:
-    """Whether `slerp` is linear here: a zero tensor, or |cos| > 0.9995 (mergekit's threshold)."""
+    """Whether `slerp` is linear here: a zero tensor, or |cos| > SLERP_PARALLEL."""
     return not abs(_cosine(base, tuned)) <= SLERP_PARALLEL
 
 
-@METHODS.register("slerp")
 def slerp(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tensor:
     """Along the arc between base and one tuned model (Shoemake 1985), tensor by tensor.
 
@@ -119,7 +75,6 @@ def slerp(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tens
     return (near * base.double() + far * tuned[0].double()).float()
 
 
-@METHODS.register("lines")
 def lines(
     base: Tensor,
     tuned: Sequence[Tensor],
@@ -141,7 +96,6 @@ def lines(
     return linear(base, tuned, alpha=alpha * (shallow + (1 - shallow) * rise))
 
 
-@METHODS.register("model_stock")
 def model_stock(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) -> Tensor:
     """Model Stock: the more the task vectors agree, the farther (Jang et al., arXiv 2403.19522).
 
@@ -162,13 +116,12 @@ def model_stock(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) ->
     return linear(base, tuned, alpha=alpha * count * agree / (1 + (count - 1) * agree))
 
 
-@METHODS.register("low_rank")
 def low_rank(
     base: Tensor,
     tuned: Sequence[Tensor],
     *,
     alpha: float = 0.25,
-    keep: float = 0.25,
+    keep: Part = 0.25,
     by: Literal["rank", "energy"] = "rank",
 ) -> Tensor:
     """Linear along the task vector's best low-rank approximation (Eckart and Young 1936).
@@ -177,7 +130,6 @@ def low_rank(
     `keep` of their number (`by: rank`) or of the sum of their squares (`by: energy`), rounded up.
     Biases and scales stay whole. alpha 0 gives the base, 1 with `keep` 1 the (mean) tuned model.
     """
-    require_share(keep, "low_rank: keep")
     if base.ndim < 2:
         return linear(base, tuned, alpha=alpha)
     vector = mean_vector(base, tuned)
@@ -187,6 +139,3 @@ def low_rank(
     rank = int((reached < keep).sum()) + 1
     truncated = (left[:, :rank] * values[:rank]) @ right[:rank]
     return base + alpha * truncated.float().reshape(base.shape)
-
-
-from merging.methods import sparse  # noqa: E402, F401 - they register their methods in METHODS

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from merging.methods.dense import METHODS, STATISTICS, linear
+from merging.methods.dense import linear
 from upstream.common.errors import UserError
+from upstream.common.schema import Share
 
 RIDGE = 1e-6  # of the mean diagonal: inputs that never fire leave a Gram matrix singular
 
@@ -26,7 +27,6 @@ def _weights(alpha: float, tuned: int, method: str) -> list[float]:
     return [1 - alpha] + [alpha / tuned] * tuned
 
 
-@METHODS.register("fisher")
 def fisher(
     base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25, stats: Sequence[Tensor]
 ) -> Tensor:
@@ -46,13 +46,12 @@ def fisher(
     return (mean + shift / torch.where(total > 0, total, 1.0)).float()
 
 
-@METHODS.register("regmean")
 def regmean(
     base: Tensor,
     tuned: Sequence[Tensor],
     *,
     alpha: float = 0.25,
-    off_diagonal: float = 0.9,
+    off_diagonal: Share = 0.9,
     stats: Sequence[Tensor],
 ) -> Tensor:
     """RegMean: the linear layer whose outputs are nearest to all models' (arXiv 2212.09849).
@@ -63,8 +62,6 @@ def regmean(
     at that mean.
     """
     weights = _weights(alpha, len(tuned), "regmean")
-    if not 0 <= off_diagonal <= 1:  # beyond, the sum of Gram matrices need not be positive
-        raise UserError(f"regmean: off_diagonal: {off_diagonal:g} must be from 0 to 1")
     mean = linear(base, tuned, alpha=alpha).double()
     if not stats:
         return mean.float()
@@ -77,6 +74,3 @@ def regmean(
     ridge = RIDGE * total.diagonal().mean().clamp(min=1e-300)
     total.diagonal().add_(ridge)
     return (mean + torch.linalg.solve(total, shift, left=False)).float()
-
-
-STATISTICS |= {"fisher": "fisher", "regmean": "gram"}

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from merging.methods.dense import METHODS, require_share
+from merging.methods import Part
 from upstream.common.errors import UserError
+from upstream.common.schema import Share
 
 
 def by_content(tuned: Sequence[Tensor]) -> list[Tensor]:
@@ -58,28 +59,26 @@ def band(vector: Tensor, density: float, gamma: float) -> Tensor:
     return vector * ((vector.abs() >= low) & (vector.abs() <= high))
 
 
-@METHODS.register("ties")
 def ties(
-    base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25, density: float = 0.2
+    base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25, density: Part = 0.2
 ) -> Tensor:
     """TIES: trim to the largest values, elect a sign, average what agrees (arXiv 2306.01708).
 
     Yadav et al. 2023. `density` is the share of each task vector that stays. alpha 0 gives the
     base; 1 with one model the tuned one where it changed most and the base elsewhere (all of it
-    with `density` 1). As mergekit's `ties` with weights 1 and lambda = alpha.
+    with `density` 1). As mergekit's `ties` with weights 1 and lambda = alpha: each tensor is
+    trimmed alone, where the paper trims the task vector as a whole.
     """
-    require_share(density, "ties: density")
     vectors = [band(v, density, 0.0) for v in task_vectors(base, tuned)]
     return base + alpha * average(vectors, elect=True)
 
 
-@METHODS.register("dare")
 def dare(
     base: Tensor,
     tuned: Sequence[Tensor],
     *,
     alpha: float = 0.25,
-    density: float = 0.1,
+    density: Part = 0.1,
     elect: bool = False,
     rng: torch.Generator,
 ) -> Tensor:
@@ -90,7 +89,6 @@ def dare(
     on average (exactly with `density` 1). mergekit rescales by the ratio of L1 norms instead: that
     is biased (a tensor of one value shrinks to density times its own on average).
     """
-    require_share(density, "dare: density")
     vectors = [
         v * torch.bernoulli(torch.full_like(v, density), generator=rng) / density
         for v in task_vectors(base, tuned)
@@ -98,14 +96,13 @@ def dare(
     return base + alpha * average(vectors, elect)
 
 
-@METHODS.register("breadcrumbs")
 def breadcrumbs(
     base: Tensor,
     tuned: Sequence[Tensor],
     *,
     alpha: float = 0.25,
-    density: float = 0.14,
-    gamma: float = 0.01,
+    density: Part = 0.14,
+    gamma: Share = 0.01,
     elect: bool = False,
 ) -> Tensor:
     """Model Breadcrumbs: leave out the largest and the smallest values (arXiv 2312.06795).
@@ -115,34 +112,32 @@ def breadcrumbs(
     base; 1 with one model the tuned one in what stays (all with `density` 1, `gamma` 0). Where the
     two exceed 1, mergekit lessens gamma in silence (to none with density 1); here it is an error.
     """
-    require_share(density, "breadcrumbs: density")
-    if gamma < 0 or density + gamma > 1:
-        raise UserError(f"breadcrumbs: gamma: {gamma:g} must be from 0 to 1 - density")
+    if density + gamma > 1:
+        raise UserError(f"breadcrumbs: gamma: {gamma:g} must be at most 1 - density")
     vectors = [band(v, density, gamma) for v in task_vectors(base, tuned)]
     return base + alpha * average(vectors, elect)
 
 
-@METHODS.register("della")
 def della(
     base: Tensor,
     tuned: Sequence[Tensor],
     *,
     alpha: float = 0.25,
-    density: float = 0.5,
-    epsilon: float = 0.15,
+    density: Part = 0.5,
+    epsilon: Share = 0.15,
     elect: bool = True,
     rng: torch.Generator,
 ) -> Tensor:
     """DELLA: DARE that drops small values more often, then elects a sign (arXiv 2406.11617).
 
     Deep et al. 2024. In each row (output unit) a value stays with a probability that rises with
-    its rank in magnitude from density - epsilon to density + epsilon, and is divided by it, so that
-    the expectation for one model is `linear`. alpha 0 gives the base; 1 with one model the tuned
-    one on average (exactly with `density` 1, `epsilon` 0). mergekit's is not sound in three ways:
-    one L1 ratio replaces the division (biased to large values), ranks run along axis 1 alone in
-    convolutions, and a row of one value has probability 0/0.
+    its rank in magnitude from density - epsilon to density + epsilon, as in mergekit, and is
+    divided by it, so that the expectation for one model is `linear`. alpha 0 gives the base; 1
+    with one model the tuned one on average (exactly with `density` 1, `epsilon` 0). mergekit's is
+    not sound in three ways: one L1 ratio replaces the division (biased to large values), ranks run
+    along axis 1 alone in convolutions, and a row of one value has probability 0/0.
     """
-    if epsilon < 0 or density - epsilon <= 0 or density + epsilon > 1:
+    if density - epsilon <= 0 or density + epsilon > 1:
         raise UserError(
             f"della: epsilon: density {density:g} - {epsilon:g} must be above 0, + at most 1"
         )

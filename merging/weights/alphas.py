@@ -14,7 +14,6 @@ module, then the part, then `default`; the order in which they are written does 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,17 +31,14 @@ DEFAULT = "default"
 
 def read(value: Any, where: str) -> Alpha:
     """`value` (from YAML or Python) as an alpha. Raises UserError naming `where`."""
-    alpha: Alpha
     if isinstance(value, Mapping):
-        filters = convert(value, dict[str, float], where)
-        alpha, numbers = filters, list(filters.values())
+        alpha: Alpha = convert(value, dict[str, float], where)
     elif isinstance(value, (list, tuple)):
-        numbers = alpha = convert(list(value), list[float], where)
+        alpha = convert(value, list[float], where)
     else:
-        alpha = convert(value, float, where)
-        numbers = [alpha]
-    if not numbers or not all(map(math.isfinite, numbers)):
-        raise UserError(f"{where}: {value!r} must hold at least one number, all of them finite")
+        return float(convert(value, float, where))
+    if not alpha:
+        raise UserError(f"{where}: {value!r} must hold at least one number")
     return alpha
 
 

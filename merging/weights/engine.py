@@ -16,7 +16,7 @@ from torch import Tensor
 from merging.methods.dense import slerp_falls_back
 from merging.weights.compatibility import require_alike, require_names
 from merging.weights.movement import EffectiveAlpha
-from merging.weights.rule import PIECE, PosConv, Rule, Settings, Several, Weights, rule_for
+from merging.weights.rule import PIECE, MergeOptions, PosConv, Rule, Several, Weights, rule_for
 from upstream.common.errors import UserError
 from upstream.common.schema import build
 
@@ -64,8 +64,8 @@ def merge(
     Peak memory beside the inputs is the output and a few tensors; inputs may be lazy mappings.
     """
     given = {"only": only, "pos_conv": pos_conv, "several": several}
-    settings = build(Settings, given, "merge")
-    return dict(merge_tensors(base, tuned, method, params, settings, stats, report))
+    options = build(MergeOptions, given, "merge")
+    return dict(merge_tensors(base, tuned, method, params, options, stats, report))
 
 
 def merge_tensors(
@@ -73,7 +73,7 @@ def merge_tensors(
     tuned: Sequence[Weights],
     method: str,
     params: Mapping[str, Any],
-    settings: Settings,
+    options: MergeOptions,
     stats: Sequence[Weights] | None = None,
     report: Report | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -90,7 +90,7 @@ def merge_tensors(
         raise UserError("nothing to merge: give at least one fine-tuned upstream")
     for which, other in _numbered(tuned):
         require_names(base, other, which)
-    rule = rule_for(list(base), method, params, settings, stats)
+    rule = rule_for(list(base), method, params, options, stats)
     return _stream(base, tuned, rule, report or Report())
 
 
@@ -165,7 +165,7 @@ def _weight_normed(
     sides = tuple(d for d, size in enumerate(tensors[0][0].shape) if size == 1)
     kernels = [g * v / _norm(v, sides) for g, v in zip(*tensors)]
     base, *tuned = kernels
-    if rule.settings.pos_conv == "factors":
+    if rule.options.pos_conv == "factors":
         merged = [_merged(name, each, rule, report) for name, each in zip(names, tensors)]
         direct = rule(names[1], base, tuned, gathered=False)
         report.pos_conv = _difference(merged[0] * merged[1] / _norm(merged[1], sides), direct)

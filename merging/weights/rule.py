@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from merging.methods.dense import ELEMENTWISE, METHODS, RESERVED, STATISTICS, Method
+from merging.methods import ELEMENTWISE, METHODS, RESERVED, STATISTICS
 from merging.weights import alphas
 from merging.weights.alphas import Alpha
 from upstream.checkpoints.tensor_names import Place, place_of, slots
 from upstream.common.errors import UserError, near_miss
-from upstream.common.schema import bind, convert
+from upstream.common.schema import Natural, bind, convert
 
 Weights = Mapping[str, Tensor]
 PosConv = Literal["factors", "kernel"]
@@ -28,11 +28,13 @@ HEAD = "head"
 # Values of a tensor that pass together: they stay in a core's cache, torch starts no threads for
 # them, and below 128 KB malloc gives out the same pages again and again.
 PIECE = 32_000
+# (base, tuned, their statistics) -> merged, for one tensor
+Combine = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], Tensor]
 Look = Callable[[Tensor, Sequence[Tensor], Tensor], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class MergeOptions:
     """What of a merge is not the method's: keys of a merge recipe.
 
     `several` tuned models: `mean`: the method combines them all (`linear`: the mean of their task
@@ -47,18 +49,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Rule:
-    """A method with its parameters, ready for any tensor."""
+    """A method with its parameters, ready for any tensor of one model."""
 
     method: str
-    combine: Method
-    wanted: frozenset[str]  # RESERVED arguments in the method's signature
-    params: Mapping[str, Any]
+    params: Mapping[str, Any]  # without alpha and seed
     alpha: Alpha
-    settings: Settings
-    places: Mapping[str, Place]
-    depth: int
     seed: int
-    stats: Sequence[Weights] | None
+    options: MergeOptions
+    places: Mapping[str, Place]
+    stats: Sequence[Weights]  # one mapping for each of [base, *tuned], or none at all
+
+    def moves(self, name: str, tensor: Tensor) -> bool:
+        """Whether this tensor is merged at all."""
+        place = self.places[name]
+        if not tensor.is_floating_point() or place.module == HEAD:
+            return False
+        return alphas.selected(self.options.only, place, name)
 
     def __call__(
         self,
@@ -70,68 +76,59 @@ class Rule:
     ) -> Tensor:
         """The merged tensor, float32; `base` itself if nothing changes.
 
-        `look` is shown all of base, tuned and merged, piece by piece.
+        gathered: whether statistics of this tensor may be used. `look` is shown all of base, tuned
+        and merged, piece by piece.
         """
-        stats = [s[name] for s in self.stats or () if gathered and name in s]
-        step = self._step(name)
+        stats = [model[name] for model in self.stats if gathered and name in model]
+        combine = self._combine(name)
         merged, changed = torch.empty_like(base), False
         for origin, result, *models in zip(*_pieces((base, merged, *tuned), self.method)):
-            result.copy_(self._all(step, origin, models, stats))
+            result.copy_(self._several(combine, origin, models, stats))
             changed = changed or not torch.equal(result, origin)
             if look:
                 look(origin, models, result)
         # -0.0 + 0 * x is 0.0: what did not change keeps its bits, and the base its fingerprint
         return merged if changed else base
 
-    def _all(
-        self, step: Method, base: Tensor, tuned: Sequence[Tensor], stats: Sequence[Tensor]
-    ) -> Tensor:
-        """One, or several tuned models as the settings say."""
-        merged = base
-        if self.settings.several == "mean" or len(tuned) == 1:
-            merged = step(base, tuned, stats)
-        elif self.settings.several == "sum":
-            for number, one in enumerate(tuned, 1):
-                own = [stats[0], stats[number]] if stats else []
-                merged = merged + (step(base, [one], own) - base)
-        else:
-            for one in tuned:
-                merged = step(merged, [one], [])
-        return merged
-
-    def _step(self, name: str) -> Method:
-        """The method for one tensor: a function of base, tuned and statistics."""
-        place = self.places[name]
-        known = {"place": place, "depth": self.depth}
-        reserved = {key: known[key] for key in self.wanted & known.keys()}
-        if "rng" in self.wanted:
-            reserved["rng"] = _generator(self.seed, name)
-        alpha = alphas.resolve(self.alpha, place, self.depth, name)
-        act = partial(self.combine, alpha=alpha, **self.params, **reserved)
-        if "stats" in self.wanted:
+    def _combine(self, name: str) -> Combine:
+        """The method with all that it asks for of the tensor `name`, but its statistics."""
+        method, place = METHODS[self.method], self.places[name]
+        depth, asked = alphas.depth_of(self.places), inspect.signature(method).parameters
+        known = {"place": place, "depth": depth, "rng": _generator(self.seed, name)}
+        reserved = {key: value for key, value in known.items() if key in asked}
+        alpha = alphas.resolve(self.alpha, place, depth, name)
+        act = partial(method, alpha=alpha, **self.params, **reserved)
+        if "stats" in asked:
             return lambda base, tuned, stats: act(base, tuned, stats=stats)
         return lambda base, tuned, _: act(base, tuned)
 
-    def moves(self, name: str, tensor: Tensor) -> bool:
-        """Whether this tensor is merged at all."""
-        place = self.places[name]
-        if not tensor.is_floating_point() or place.module == HEAD:
-            return False
-        return alphas.selected(self.settings.only, place, name)
+    def _several(
+        self, combine: Combine, base: Tensor, tuned: Sequence[Tensor], stats: Sequence[Tensor]
+    ) -> Tensor:
+        """Merge one or several tuned models, together or one by one."""
+        if self.options.several == "mean" or len(tuned) == 1:
+            return combine(base, tuned, stats)
+        merged = base
+        for number, model in enumerate(tuned, 1):
+            if self.options.several == "sum":
+                pair = [stats[0], stats[number]] if stats else []
+                merged = merged + (combine(base, [model], pair) - base)
+            else:
+                merged = combine(merged, [model], [])
+        return merged
 
 
 def check_params(method: str, params: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The method's parameters with their types, `alpha` and `seed` among them. Raises UserError."""
-    combine = METHODS[method]
-    signature = inspect.signature(combine).parameters
+    signature = inspect.signature(METHODS[method]).parameters
     known = set(signature) - set(RESERVED) | ({"seed"} if "rng" in signature else set())
     for key in params:
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}{near_miss(str(key), known)}")
-    own = dict(params)
-    alpha = alphas.read(own.pop("alpha", signature["alpha"].default), f"{where}: alpha")
-    seed = convert(own.pop("seed", 0), int, f"{where}: seed")
-    bound = bind(combine, own, where, given=(*RESERVED, "alpha"))
+    alpha = alphas.read(params.get("alpha", signature["alpha"].default), f"{where}: alpha")
+    seed = convert(params.get("seed", 0), Natural, f"{where}: seed")
+    others = {key: value for key, value in params.items() if key not in ("alpha", "seed")}
+    bound = bind(METHODS[method], others, where, given=(*RESERVED, "alpha"))
     return {**bound, "alpha": alpha, "seed": seed}
 
 
@@ -139,7 +136,7 @@ def rule_for(
     names: Sequence[str],
     method: str,
     params: Mapping[str, Any],
-    settings: Settings,
+    options: MergeOptions,
     stats: Sequence[Weights] | None = None,
 ) -> Rule:
     """Bind a method to a model with tensors `names`. Raises UserError for what does not fit."""
@@ -147,16 +144,13 @@ def rule_for(
     bound = check_params(method, params, where)
     alpha, seed = bound.pop("alpha"), bound.pop("seed")
     places = places_of(names)
-    alphas.check(alpha, settings.only, places, where)
+    alphas.check(alpha, options.only, places, where)
     if method in STATISTICS and stats is None:
         raise UserError(f"{where}: needs {STATISTICS[method]} statistics; add calibrate: {{task: "
                         "FILE}} to the recipe, or give stats from Python")  # fmt: skip
-    if method in STATISTICS and settings.several == "sequential":
+    if method in STATISTICS and options.several == "sequential":
         raise UserError(f"{where}: several: sequential has models in between, without statistics")
-    signature = inspect.signature(METHODS[method]).parameters
-    wanted = frozenset(signature) & frozenset(RESERVED)
-    depth = alphas.depth_of(places)
-    return Rule(method, METHODS[method], wanted, bound, alpha, settings, places, depth, seed, stats)
+    return Rule(method, bound, alpha, seed, options, places, stats or ())
 
 
 def places_of(names: Iterable[str]) -> dict[str, Place]:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import merging
-from merging.methods.dense import ELEMENTWISE, METHODS
+from merging.methods import ELEMENTWISE, METHODS
 from merging.weights import compatibility as matching
 from merging.weights.engine import Report, ahead, merge, merge_tensors
 from merging.weights.movement import EffectiveAlpha, Weights
-from merging.weights.rule import PIECE, Settings
+from merging.weights.rule import PIECE, MergeOptions
 from tests import tiny
 from upstream.checkpoints.tensor_names import module_of, to_fairseq
 from upstream.common.errors import UserError
@@ -162,7 +162,7 @@ class Lazy(Mapping[str, Tensor]):
 def test_each_tensor_is_read_once_and_let_go(hubert: State) -> None:
     base, tuned = Lazy(hubert), Lazy(near(hubert, 0))
     most = 0
-    for _ in merge_tensors(base, [tuned], "linear", {}, Settings()):
+    for _ in merge_tensors(base, [tuned], "linear", {}, MergeOptions()):
         most = max(most, len(base.alive) + len(tuned.alive))
     assert most <= 4, "two tensors of two models at most: the factors of a weight-normed kernel"
     for model in (base, tuned):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.methods.dense import METHODS
+from merging.methods import METHODS
 from merging.methods.sparse import by_content
 
 pytest.importorskip("mergekit", reason="see the docstring for how to install it")

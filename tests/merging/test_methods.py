@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,16 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merging.methods.dense import (
-    METHODS,
-    RESERVED,
-    STATISTICS,
-    greedy_soup,
-    linear,
-    slerp_falls_back,
-)
+from merging.choose import greedy_soup
+from merging.methods import METHODS, RESERVED, STATISTICS
+from merging.methods.dense import linear, slerp_falls_back
 from merging.methods.sparse import by_content
 from upstream.checkpoints.tensor_names import Place
+from upstream.common import PROJECT
 from upstream.common.errors import UserError
 from upstream.common.schema import bind
 
@@ -199,16 +197,18 @@ def test_della_drops_what_mergekit_drops_and_divides_by_the_chance() -> None:
 WRONG = [
     ("slerp", [ONE, TWO], {}, "slerp: needs one tuned model, not 2; use linear"),
     ("model_stock", [ONE], {}, "model_stock: needs two or more"),
-    ("ties", [ONE], {"density": 0.0}, "ties: density: 0 is not a share"),
-    ("dare", [ONE], {"density": 20.0}, "dare: density: 20 is not a share"),
-    ("low_rank", [ONE], {"keep": 1.5}, "low_rank: keep: 1.5 is not a share"),
-    ("breadcrumbs", [ONE], {"density": 1.0}, "gamma: 0.01 must be from 0 to 1 - density"),
-    ("breadcrumbs", [ONE], {"gamma": -0.1}, "gamma: -0.1 must"),
+    ("ties", [ONE], {"density": 0.0}, "ties: density: 0.* must be above 0 and at most 1"),
+    ("dare", [ONE], {"density": 20.0}, "dare: density: 20.* must be above 0"),
+    ("dare", [ONE], {"density": float("nan")}, "dare: density: nan must be above 0"),
+    ("low_rank", [ONE], {"keep": 1.5}, "low_rank: keep: 1.5 must be above 0"),
+    ("breadcrumbs", [ONE], {"density": 1.0}, "gamma: 0.01 must be at most 1 - density"),
+    ("breadcrumbs", [ONE], {"gamma": -0.1}, "gamma: -0.1 must be at least 0"),
+    ("della", [ONE], {"epsilon": -0.1}, "della: epsilon: -0.1 must be at least 0"),
     ("della", [ONE], {"density": 1.0}, "della: epsilon: density 1 - 0.15"),
     ("della", [ONE], {"density": 0.1}, "must be above 0"),
     ("fisher", [ONE], {"alpha": 1.5}, "fisher: alpha: 1.5 must be from 0 to 1"),
     ("regmean", [ONE], {"alpha": -0.5}, "regmean: alpha: -0.5 must be"),
-    ("regmean", [ONE], {"off_diagonal": 1.1}, "regmean: off_diagonal: 1.1 must be"),
+    ("regmean", [ONE], {"off_diagonal": 1.1}, "regmean: off_diagonal: 1.1 must be at least 0 and"),
 ]
 
 
@@ -217,7 +217,7 @@ def test_mistakes_are_one_line(
     method: str, tuned: list[Tensor], params: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as error:
-        call(method, BASE, tuned, **params)
+        call(method, BASE, tuned, **bind(METHODS[method], params, method, given=RESERVED))
     assert "\n" not in str(error.value)
 
 
@@ -382,3 +382,11 @@ def test_regmean_leaves_inputs_that_never_fire_at_the_mean() -> None:
     for nothing in ([], [torch.zeros(4, 4)] * 2):
         unseen = METHODS["regmean"](BASE, [ONE], alpha=0.5, stats=nothing)
         assert torch.equal(unseen, METHODS["linear"](BASE, [ONE], alpha=0.5))
+
+
+def test_methods_are_listed_without_torch() -> None:
+    code = (
+        "import sys; from merging.methods import METHODS; "
+        "assert len([METHODS.about(n) for n in METHODS]) > 10; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
