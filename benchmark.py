@@ -17,7 +17,7 @@ from upstream.common.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from downstream.run.cell import Prepared
-    from downstream.run.schedule import Settings
+    from downstream.run.schedule import RunOptions
     from merging.recipe import MergeRecipe
     from upstream.base import Upstream
     from upstream.common.registry import Registry
@@ -174,11 +174,11 @@ def tasks(args: argparse.Namespace) -> list[Prepared]:
     return [prepare(task, args.results) for task in recipes]
 
 
-def settings(args: argparse.Namespace) -> Settings:
+def settings(args: argparse.Namespace) -> RunOptions:
     """Device, processes and budgets; a results folder that cannot be written is found out now."""
     import torch
 
-    from downstream.run.schedule import Settings
+    from downstream.run.schedule import RunOptions
 
     device = args.device if args.device is not None else _default_device()
     try:
@@ -189,7 +189,7 @@ def settings(args: argparse.Namespace) -> Settings:
     writable(args.results)
     each = (os.cpu_count() or 1) if device == "cpu" else max(1, torch.cuda.device_count())
     budgets = (args.cache_gb, args.batch_seconds)
-    return Settings(args.results, args.workers or each, device, *budgets, args.features)
+    return RunOptions(args.results, args.workers or each, device, *budgets, args.features)
 
 
 def _default_device() -> str:
@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> None:
     from downstream.report import table
     from downstream.report.results import load as load_results
     from downstream.run import execute, schedule
-    from merging.requests import load, requests
+    from merging.requests import requests
 
     how, suite = settings(args), suite_folder(args.suite)
     if args.from_scratch:
@@ -223,9 +223,9 @@ def run(args: argparse.Namespace) -> None:
     prepared = tasks(args)
     upstreams, reference = requests(args.upstream, suite, args.results, how)
     reference = args.reference or reference
-    work = schedule.survey(upstreams, load, prepared, args.seeds, how)
+    work = schedule.survey(upstreams, prepared, args.seeds, how)
     print(f"{work.kept} cells kept, {len(work.cells)} to compute")
-    execute.run_all(work, load, how)
+    execute.run(work, how)
     everything = load_results(args.results)
     scored = {(identity.name, identity.fingerprint) for identity in work.identities}
     revisions = {task.revision for task in prepared}
@@ -242,14 +242,12 @@ def plan(args: argparse.Namespace) -> None:
     """What `run` with the same flags would keep, compute and cost. Builds nothing."""
     from downstream.recipe import suite_folder
     from downstream.run.estimate import describe
-    from merging.requests import load, requests, unbuilt
+    from merging.requests import requests, unbuilt
 
     how, suite = settings(args), suite_folder(args.suite)
     upstreams, _ = requests(args.upstream, suite, args.results)
-    waiting = {
-        request.spec: why for request in upstreams if (why := unbuilt(request, args.results))
-    }
-    print(describe(upstreams, waiting, load, tasks(args), args.seeds, how))
+    waiting = {each.name: needs for each in upstreams if (needs := unbuilt(each))}
+    print(describe(upstreams, waiting, tasks(args), args.seeds, how))
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -299,9 +297,9 @@ def _registry(what: str) -> Registry[Any]:
 def load_upstream(args: argparse.Namespace) -> Upstream:
     """The upstream that a command without a suite names."""
     from downstream.recipe import suite_folder
-    from merging.requests import load, request
+    from merging.requests import request
 
-    return load(request(args.upstream, suite_folder("demo"), args.results))
+    return request(args.upstream, suite_folder("demo"), args.results).load()
 
 
 def describe(args: argparse.Namespace) -> None:

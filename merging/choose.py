@@ -13,7 +13,7 @@ from typing import Any, Literal
 from downstream.report import results
 from downstream.run import execute, schedule
 from downstream.run.cell import Identity, Prepared, cell
-from downstream.run.schedule import Load, Request, Settings
+from downstream.run.schedule import Request, RunOptions
 from downstream.tasks.metrics import METRICS
 from upstream.common import disk
 from upstream.common.errors import UserError
@@ -219,16 +219,14 @@ def require_held_out(choose: Choose, tuned_on: Sequence[str], where: str) -> Non
             )
 
 
-def score(
-    requests: Mapping[str, Request], tasks: Sequence[Prepared], load: Load, settings: Settings
-) -> Dev:
+def score(requests: Mapping[str, Request], tasks: Sequence[Prepared], options: RunOptions) -> Dev:
     """Dev scores of candidates; cells that are not finished are computed.
 
     The mean over folds and the recipe's seeds of the dev score of the chosen head.
     """
-    work = schedule.survey(list(requests.values()), load, tasks, None, settings)
-    execute.run_all(work, load, settings)
-    scores = {result.cell: result.score for result in results.load(settings.results)}
+    work = schedule.survey(list(requests.values()), tasks, None, options)
+    execute.run(work, options)
+    scores = {result.cell: result.score for result in results.load(options.results)}
 
     def mean(identity: Identity, task: Prepared) -> float:
         cells = [scores[cell(identity, task, seed)] for seed in range(task.recipe.train.seeds)]

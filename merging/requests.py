@@ -1,29 +1,25 @@
-"""Upstreams as the command line names them, the ones that are built on demand included."""
+"""Upstreams as the command line names them; what is built here becomes a folder of weights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import upstream
 from downstream.run.cell import Prepared
-from downstream.run.schedule import Request, Settings
+from downstream.run.estimate import Unbuilt
+from downstream.run.schedule import Request, RunOptions
 from merging import choose as choosing
 from merging.choose import BASE, Choice, Dev
-from merging.merged import (
-    as_encoder,
-    base_of,
-    choice_place,
-    choice_tasks,
-    tuned_of,
-)
+from merging.merged import Undecided, folder_of, open_merge, settled_spec, tuned_spec
 from merging.recipe import YAML, MergeRecipe, altered, load_recipe
-from merging.tuning import tuned_folder
-from upstream.base import Upstream
+from merging.tuning.recipe import Plan, open_plan
+from merging.write import RECORD, as_encoder
 from upstream.checkpoints.write import WEIGHTS, write
 from upstream.common.errors import UserError
-from upstream.resolve import parse, split_specs
+from upstream.resolve import call, parse, split_specs
 
 BUILT = ("merged", "finetuned")
 NUMBER = r"[-+]?\.?\d[\d.eE+-]*"
@@ -31,24 +27,26 @@ NUMBER = r"[-+]?\.?\d[\d.eE+-]*"
 CURVE = re.compile(rf"\balpha=\s*{NUMBER}(?:\s*,\s*{NUMBER})+(?=[,:]|\s*$)")
 
 
+class Built(NamedTuple):
+    """An upstream of a merge recipe, as a name describes it."""
+
+    recipe: Path
+    results: Path
+    plan: MergeRecipe  # with what the name says
+    member: int | None  # of the fine-tuned ones, if it is one of them and not the merge
+
+
 def request(spec: str, suite: Path, results: Path) -> Request:
     """What to load for a name; `merged` and `finetuned` are looked up in the suite. UserError."""
     name, options = parse(spec)
-    if name.endswith(YAML):
-        return Request(spec, {"results": str(results)})
-    if name not in BUILT:
-        return Request(spec, {})
-    given = {"results": str(results)} if "results" not in options else {}
-    if "recipe" not in options:
+    given = {"results": str(results)}
+    if name in BUILT:
         given["recipe"] = str(suite / "merged.yaml")
-        if not Path(given["recipe"]).is_file():
+        if "recipe" not in options and not Path(given["recipe"]).is_file():
             raise UserError(f"{spec}: the suite has no {given['recipe']}; give {name}:recipe=FILE")
-    return Request(spec, given)
-
-
-def load(one: Request) -> Upstream:
-    """Load an upstream, here or in a worker."""
-    return upstream.load(one.spec, **one.options)
+    elif not name.endswith(YAML):
+        return Request(spec, spec)
+    return Request(spec, spec, {key: text for key, text in given.items() if key not in options})
 
 
 def curves(specs: str) -> list[list[str]]:
@@ -56,128 +54,122 @@ def curves(specs: str) -> list[list[str]]:
 
     `"a,merged:alpha=0,0.5"` -> `[["a"], ["merged:alpha=0", "merged:alpha=0.5"]]`.
     """
-    joined = CURVE.sub(lambda found: re.sub(r"\s*,\s*", ";", found[0]), specs)
-    listed = []
-    for spec in split_specs(joined):
-        found = re.search(r"\balpha=([^:,;]+(?:;[^:,;]+)+)", spec)
-        values = found[1].split(";") if found else []
-        points = [spec.replace(found[0], f"alpha={v}") for v in values] if found else [spec]
-        listed.append(points)
-    return listed
+    groups = []
+    for spec in split_specs(CURVE.sub(lambda curve: curve[0].replace(",", ";"), specs)):
+        curve = re.search(r"\balpha=([^:,;]+(;[^:,;]+)+)", spec)
+        alphas = curve[1].split(";") if curve else []
+        points = [spec.replace(curve[0], f"alpha={alpha.strip()}") for alpha in alphas if curve]
+        groups.append(points or [spec])
+    return groups
 
 
 def requests(
-    specs: str, suite: Path, results: Path, settings: Settings | None = None
+    specs: str, suite: Path, results: Path, options: RunOptions | None = None
 ) -> tuple[list[Request], str | None]:
-    """The upstreams to score, and the one that differences are taken from.
+    """The upstreams to score, and the name of the one that differences are taken from.
 
     One `merged` alone brings its comparison along: what its recipe names under `compare`, the
     pre-trained base (the reference) and the fine-tuned upstream. So does one curve, which has no
-    need of the fine-tuned one. A recipe that chooses alpha or members is scored for it now, with
-    `settings`; without them it is looked up, and the name stays open if that is not done yet.
+    need of the fine-tuned one. With `options`, what is built here is built, and a recipe that
+    chooses alpha or members is scored for it; without, what is not built yet stays a recipe.
     """
     groups = curves(specs)
     listed = [request(spec, suite, results) for group in groups for spec in group]
     reference = None
-    recipe = _recipe(listed[0])
-    if len(groups) == 1 and recipe and parse(specs)[0] != "finetuned":
-        plan = load_recipe(recipe)
-        reference = plan.base
-        own = recipe != suite / "merged.yaml"
-        tuned = [f"finetuned:recipe={recipe}" if own else "finetuned"] if len(listed) == 1 else []
-        names = [*plan.compare, plan.base, *tuned]
+    built = _built(listed[0])
+    if len(groups) == 1 and built and built.member is None:
+        plan, reference = built.plan, built.plan.base
+        elsewhere = built.recipe != suite / "merged.yaml"
+        tuned = f"finetuned:recipe={built.recipe}" if elsewhere else "finetuned"
+        names = [*plan.compare, plan.base, *([tuned] if len(listed) == 1 else [])]
         listed = [*(request(name, suite, results) for name in names), *listed]
-    shown = [one.spec for one in listed]
-    twice = [name for name in shown if shown.count(name) > 1]
-    if twice:
-        raise UserError(f"--upstream names {twice[0]} twice")
-    return [_chosen(one, results, settings) for one in listed], reference
+    shown = [each.name for each in listed]
+    for name in shown:
+        if shown.count(name) > 1:
+            raise UserError(f"--upstream names {name} twice")
+    return [_settled(each, options) for each in listed], reference
 
 
-def _recipe(one: Request) -> Path | None:
-    """The merge recipe of an upstream that is built here."""
-    name, options = parse(one.spec)
-    if name.endswith(YAML):
-        return Path(name)
-    return Path(options.get("recipe") or one.options["recipe"]) if name in BUILT else None
-
-
-def _choosing(one: Request) -> tuple[Path, MergeRecipe] | None:
-    """The recipe of an upstream whose alpha or members are chosen and not known yet."""
-    name, options = parse(one.spec)
-    recipe = _recipe(one)
-    if recipe is None or name == "finetuned" or "chosen" in {*options, *one.options}:
+def _built(request: Request) -> Built | None:
+    name, _ = parse(request.spec)
+    if name not in BUILT and not name.endswith(YAML):
         return None
+    options = call(request.spec, **request.options)[1]
+    recipe, results = Path(options.pop("recipe")), Path(options.pop("results"))
+    if name == "finetuned":
+        return Built(recipe, results, load_recipe(recipe), options.get("member", 0))
+    alterations = (options.get(key) for key in ("method", "alpha", "members"))
+    return Built(recipe, results, altered(recipe, *alterations), None)
+
+
+def _settled(request: Request, options: RunOptions | None) -> Request:
+    """The same upstream as the folder of its weights; without `options` only if it is there."""
+    built = _built(request)
+    if built is None or (options is None and _untrained(built)):
+        return request
+    if built.member is not None:
+        return Request(request.name, tuned_spec(built.recipe, built.results, built.member))
+    choose = partial(_choose, request, options) if options else None
     try:
-        alpha = float(options["alpha"]) if "alpha" in options else None
-    except ValueError:
-        raise UserError(f"{one.spec}: alpha={options['alpha']}: not a number") from None
-    plan = altered(recipe, options.get("method"), alpha, options.get("members"))
-    return (recipe, plan) if plan.choose else None
+        merge = open_merge(built.plan, built.recipe, built.results, choose)
+    except Undecided:
+        return request
+    if merge.choice:
+        print("\n".join(merge.choice.lines()))
+    if options is None and not (folder_of(merge) / RECORD).is_file():
+        return request
+    return Request(request.name, settled_spec(merge))
 
 
-def _chosen(one: Request, results: Path, settings: Settings | None) -> Request:
-    """The same with its choice made; candidates are scored now if that was not done before."""
-    found = _choosing(one)
-    if found is None or (settings is None and _untrained(found[0], results)):
-        return one
-    recipe, plan = found
-    tasks = choice_tasks(plan, recipe, results)
-    models = [base_of(plan), *tuned_of(plan, recipe, results)]
-    place = choice_place(plan, models, tasks, results)
-    if not place.is_file():
-        if settings is None:
-            return one
-        choosing.save(place, _choice(one, plan, tasks, settings))
-    print("\n".join(choosing.read(place).lines()))
-    return one._replace(options={**one.options, "chosen": str(place)})
-
-
-def _choice(
-    one: Request, plan: MergeRecipe, tasks: Sequence[Prepared], settings: Settings
+def _choose(
+    request: Request, options: RunOptions, plan: MergeRecipe, tasks: Sequence[Prepared]
 ) -> Choice:
-    """Score what the recipe of `one` has to choose from, and choose."""
+    """Score what the recipe of `request` has to choose from, and choose."""
     choose = plan.choose
     assert choose is not None
     metrics = {task.recipe.name: task.recipe.kind_of_task().metric for task in tasks}
 
     def score(candidates: Sequence[str]) -> Dev:
-        specs = {c: f"{one.spec}:{choose.what}={c}" for c in candidates}
-        base = Request(plan.base, {})
-        listed = {c: base if c == BASE else one._replace(spec=s) for c, s in specs.items()}
-        return choosing.score(listed, tasks, load, settings)
+        words = {each: f":{choose.what}={each}" for each in candidates}
+        listed = {
+            each: Request(plan.base, plan.base) if each == BASE
+            else _settled(Request(request.name + w, request.spec + w, request.options), options)
+            for each, w in words.items()
+        }  # fmt: skip
+        return choosing.score(listed, tasks, options)
 
     if choose.what == "members":
         return choosing.greedy(score, metrics, len(plan.tuned))
     return choosing.pick(score(choose.scored), metrics, choose.candidates)
 
 
-def unbuilt(one: Request, results: Path) -> str:
-    """What must be done before this upstream exists; empty if nothing."""
-    recipe = _recipe(one)
-    if recipe is None:
-        return ""
-    waiting = _untrained(recipe, results)
-    if found := _choosing(one):
-        plan = found[1]
-        choose = plan.choose
-        assert choose is not None
-        count = len(choose.scored if choose.what == "alpha" else plan.tuned)
+def unbuilt(request: Request) -> Unbuilt | None:
+    """What must be done before this upstream exists; None if nothing."""
+    built = _built(request)
+    if built is None:
+        return None
+    untrained = _untrained(built)
+    waiting = [
+        f"{plan.recipe.name}: {plan.recipe.steps} steps of fine-tuning" for plan in untrained
+    ]
+    if (choose := built.plan.choose) and built.member is None:
+        count = len(choose.scored if choose.what == "alpha" else built.plan.tuned)
         waiting.append(f"{choose.what} to choose from {count} on {', '.join(choose.tasks)}")
-    return ", ".join(waiting)
+    seconds = 0.0
+    for recipe, _, _, task in untrained:
+        utterances = recipe.steps * recipe.batch * recipe.accumulate
+        seconds += utterances * task.seconds / len(task.clips)
+    base = Request(built.plan.base, built.plan.base)
+    return Unbuilt(", ".join(waiting) or "merging", base, seconds)
 
 
-def _untrained(recipe: Path, results: Path) -> list[str]:
+def _untrained(built: Built) -> list[Plan]:
     """The fine-tuning that a merge recipe waits for."""
-    waiting = []
-    for tuned in load_recipe(recipe).tuned:
-        if tuned.endswith(YAML):
-            folder, plan = tuned_folder(recipe.parent / tuned, results)
-            if not (folder / WEIGHTS).exists():
-                waiting.append(f"{tuned}: {plan.steps} steps of fine-tuning")
-    return waiting
+    names = [name for name in built.plan.tuned if name.endswith(YAML)]
+    plans = [open_plan(built.recipe.parent / name, built.results) for name in names]
+    return [plan for plan in plans if not (plan.folder(built.results) / WEIGHTS).exists()]
 
 
-def export(one: Request, form: str, output: Path) -> Path:
+def export(request: Request, form: str, output: Path) -> Path:
     """Write an encoder as an HF folder or as a file of s3prl or fairseq. Raises UserError."""
-    return write(as_encoder(load(one), one.spec), form, output)
+    return write(as_encoder(request.load(), request.name), form, output)

@@ -56,9 +56,15 @@ def load(spec: str, **options: Any) -> Upstream:
 
     Raises UserError, in one line with the near match, for whatever is wrong in `spec`.
     """
+    loader, arguments = call(spec, **options)
+    return loader(**arguments).eval()
+
+
+def call(spec: str, **options: Any) -> tuple[Loader, dict[str, Any]]:
+    """The loader that `spec` names and its arguments, typed as it wants them. UserError."""
     name, texts = parse(spec)
     loader, given = _loader(name)
-    return loader(**given, **_typed(name, loader, given, texts, options)).eval()
+    return loader, {**given, **_typed(name, loader, given, texts, options)}
 
 
 def parse(spec: str) -> tuple[str, dict[str, str]]:

@@ -5,110 +5,136 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from downstream.report.results import write_atomic
-from downstream.run import cell as evaluate
-from downstream.run import schedule as survey
+from downstream.run import cell as cells
 from downstream.run.cell import Identity, Prepared
-from downstream.run.schedule import Load, Request, Settings
+from downstream.run.schedule import Request, RunOptions, needed
 from downstream.tasks.heads import HEADS
 from upstream.base import SAMPLE_RATE, Upstream
-from upstream.features import extract as cache
-from upstream.features.extract import Kind
+from upstream.common import disk
+from upstream.features.codec import Kind
+from upstream.features.extract import bytes_of, forward
 
 PROBE_SECONDS = 4.0
 CNN_SHARE = 0.38  # of a pass that the CNN takes (HuBERT Base); what cached outputs save
+TRAINING = 3.0  # a step of fine-tuning, in forward passes
+
+
+class Unbuilt(NamedTuple):
+    """An upstream that a plan does not build."""
+
+    why: str  # what must be done before
+    like: Request  # an upstream of its size
+    seconds: float  # of audio in all steps of its fine-tuning
+
+
+class Estimate(NamedTuple):
+    """One task on one upstream."""
+
+    kept: int  # cells
+    left: int
+    where: str  # its features come from
+    seconds: float
 
 
 def describe(
     requests: Sequence[Request],
-    waiting: Mapping[str, str],
-    load: Load,
+    unbuilt: Mapping[str, Unbuilt],
     tasks: Sequence[Prepared],
     seeds: int | None,
-    settings: Settings,
+    options: RunOptions,
 ) -> str:
-    """A table of cells, features and time; `waiting` names the upstreams still to be built."""
-    names = max([20, *(len(one.spec) for one in requests)])
+    """A table of cells, features and time; `unbuilt`: by name what is not there yet."""
+    width = max([20, *(len(request.name) for request in requests)])
     columns = f"{'task':<8} {'cells':>13} {'audio':>9}  {'features':<22} {'time':>8}"
-    lines = [f"{'upstream':<{names}} {columns}"]
-    speeds = Speeds(settings)
-    total, disk = 0.0, 0
+    lines = [f"{'upstream':<{width}} {columns}"]
+    speeds = Speeds(options)
+    total, size = 0.0, 0
     for request in requests:
-        if request.spec in waiting:
-            lines.append(f"{request.spec:<{names}} first built: {waiting[request.spec]}")
-            continue
-        upstream = load(request).to(settings.device)
-        print_ = upstream.fingerprint()
-        identity = Identity(request.spec, print_, upstream.source)
-        counts = [seeds or task.recipe.train.seeds for task in tasks]
-        left = [
-            len(evaluate.missing(identity, task, count, settings.results))
-            for task, count in zip(tasks, counts)
-        ]
-        unfinished = [task for task, n in zip(tasks, left) if n]
-        needs = survey.needed(upstream, print_, unfinished, settings)
-        kinds = dict(zip((task.recipe.name for task in unfinished), needs.kinds))
-        passes = dict(needs.missing)
-        disk += needs.bytes
-        for task, count, n in zip(tasks, counts, left):
-            kind = kinds.get(task.recipe.name)
-            where, seconds = "", 0.0
-            if n:
-                speed = speeds.encoder(upstream, print_)
-                # the first task of a kind makes its pass
-                own = passes.pop(kind, []) if kind else []
-                seconds = sum(clip.seconds for clip in own) / speed
-                seconds += n * _cell_seconds(upstream, print_, task, kind, speed, speeds)
-                where = _where(upstream, task, kind, bool(own))
-            total += seconds
-            cells = f"{count - n} kept, {n}" if n else f"{count} kept"
-            row = f"{task.recipe.name:<8} {cells:>13} {task.seconds / 3600:>7.2f} h  {where:<22}"
-            lines.append(f"{request.spec:<{names}} {row} {_clock(seconds):>8}")
+        waiting = unbuilt.get(request.name)
+        upstream = (waiting.like if waiting else request).load().to(options.device)
+        fingerprint = upstream.fingerprint()
+        if waiting:
+            building = waiting.seconds * TRAINING * (1 - CNN_SHARE) / speeds.encoder(upstream)
+            lines.append(f"{request.name:<{width}} first: {waiting.why} ({_clock(building)})")
+            total += building * options.workers  # it is one process's work
+            fingerprint = ""  # nothing of it is there
+        identity = Identity(request.name, fingerprint, "")
+        estimates, written = _estimates(upstream, identity, tasks, seeds, options, speeds)
+        size += written
+        for task, cost in zip(tasks, estimates):
+            total += cost.seconds
+            count = f"{cost.kept} kept, {cost.left}" if cost.left else f"{cost.kept} kept"
+            row = f"{task.recipe.name:<8} {count:>13} {task.seconds / 3600:>7.2f} h"
+            row += f"  {cost.where:<22} {_clock(cost.seconds):>8}"
+            lines.append(f"{request.name:<{width}} {row}")
     lines.append(
-        f"about {_clock(total / settings.workers)} in {settings.workers} processes, "
-        f"{disk / 1e9:.2f} GB of features to write (limit --cache-gb {settings.cache_gb:g})"
+        f"about {_clock(total / options.workers)} in {options.workers} processes, "
+        f"{size / 1e9:.2f} GB of features to write (limit --cache-gb {options.cache_gb:g})"
     )
     return "\n".join(lines)
 
 
+def _estimates(
+    upstream: Upstream,
+    identity: Identity,
+    tasks: Sequence[Prepared],
+    seeds: int | None,
+    options: RunOptions,
+    speeds: Speeds,
+) -> tuple[list[Estimate], int]:
+    """What each task would take, and the bytes of features that would be written."""
+    counts = [seeds or task.recipe.train.seeds for task in tasks]
+    left = [
+        len(cells.missing(identity, task, count, options.results))
+        for task, count in zip(tasks, counts)
+    ]
+    unfinished = [task for task, missing in zip(tasks, left) if missing]
+    needs = needed(upstream, identity.fingerprint, unfinished, options)
+    kinds = iter(needs.kinds)
+    passes = dict(needs.missing)
+    estimates = []
+    for task, count, missing in zip(tasks, counts, left):
+        if not missing:
+            estimates.append(Estimate(count, 0, "", 0.0))
+            continue
+        kind = next(kinds)
+        clips = passes.pop(kind, []) if kind else []  # the first task of a kind makes its pass
+        seconds = sum(clip.seconds for clip in clips) / speeds.encoder(upstream)
+        seconds += missing * _cell_seconds(upstream, task, kind, speeds)
+        where = _where(upstream, task, kind, bool(clips))
+        estimates.append(Estimate(count - missing, missing, where, seconds))
+    return estimates, needs.bytes
+
+
 def _where(upstream: Upstream, task: Prepared, kind: Kind | None, passed: bool) -> str:
     """Where a task's features come from, in the table's words."""
-    if task.kind == "mean":
-        return "means" if passed else "means, there"
-    if kind == task.kind:
-        size = f"{cache.bytes_of(upstream, kind, task.seconds) / 1e9:.2f} GB"
-        return f"{kind} {size}" if passed else f"{kind} {size}, there"
-    return "recomputed from CNN" if kind == "cnn" else "recomputed"
+    if kind != task.kind:
+        return "recomputed from CNN" if kind == "cnn" else "recomputed"
+    size = f"{bytes_of(upstream, kind, task.seconds) / 1e9:.2f} GB"
+    return ("means" if kind == "mean" else f"{kind} {size}") + ("" if passed else ", there")
 
 
-def _cell_seconds(
-    upstream: Upstream,
-    fingerprint: str,
-    task: Prepared,
-    kind: Kind | None,
-    speed: float,
-    speeds: Speeds,
-) -> float:
+def _cell_seconds(upstream: Upstream, task: Prepared, kind: Kind | None, speeds: Speeds) -> float:
     """Training one seed (all folds), recomputing frames where they are not kept."""
     train = task.recipe.train
-    seconds = len(task.splits) * train.steps * speeds.step(upstream, fingerprint, task)
+    steps = len(task.splits) * train.steps
+    seconds = steps * speeds.step(upstream, task)
     if kind != task.kind:
-        micro = len(task.splits) * train.steps * train.accumulate * train.batch
-        again = micro * task.seconds / len(task.clips) / speed
-        seconds += again * (1 - CNN_SHARE if kind == "cnn" else 1)
+        audio = steps * train.accumulate * train.batch * task.seconds / len(task.clips)
+        seconds += audio / speeds.encoder(upstream) * (1 - CNN_SHARE if kind == "cnn" else 1)
     return seconds
 
 
 class Speeds:
     """This machine's speeds, measured once and remembered beside the cache."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.path: Path = settings.store.root / "speeds.json"
-        self.device = settings.device
+    def __init__(self, options: RunOptions) -> None:
+        self.path = options.store.root / "speeds.json"
+        self.device = options.device
         try:
             self.known: dict[str, float] = json.loads(self.path.read_text())
         except (OSError, ValueError):
@@ -118,23 +144,22 @@ class Speeds:
         name = f"{name} {self.device} {torch.get_num_threads()}"
         if name not in self.known:
             self.known[name] = measure()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path, json.dumps(self.known, indent=1) + "\n")
+            disk.write(self.path, json.dumps(self.known, indent=1) + "\n")
         return self.known[name]
 
-    def encoder(self, upstream: Upstream, fingerprint: str) -> float:
+    def encoder(self, upstream: Upstream) -> float:
         """Seconds of audio that pass in one second."""
 
         def measure() -> float:
             wavs = [torch.randn(int(PROBE_SECONDS * SAMPLE_RATE)) * 0.1 for _ in range(2)]
-            cache.forward(upstream, wavs[:1])
+            forward(upstream, wavs[:1])
             begun = time.monotonic()
-            cache.forward(upstream, wavs)
+            forward(upstream, wavs)
             return len(wavs) * PROBE_SECONDS / (time.monotonic() - begun)
 
-        return self._remembered(f"encoder {fingerprint}", measure)
+        return self._remembered(f"encoder {_size(upstream)}", measure)
 
-    def step(self, upstream: Upstream, fingerprint: str, task: Prepared) -> float:
+    def step(self, upstream: Upstream, task: Prepared) -> float:
         """Seconds of one training step of all learning rates' heads, on random features."""
         recipe, kind = task.recipe, task.recipe.kind_of_task()
 
@@ -153,7 +178,14 @@ class Speeds:
                 times.append(time.monotonic() - begun)
             return min(times) * recipe.train.accumulate * len(recipe.train.lr)
 
-        return self._remembered(f"step {fingerprint} {task.revision}", measure)
+        return self._remembered(f"step {_size(upstream)} {task.revision}", measure)
+
+
+def _size(upstream: Upstream) -> str:
+    """What an upstream's speed depends on: models of one size are not timed one by one."""
+    parameters = sum(parameter.numel() for parameter in upstream.parameters())
+    kind = type(upstream).__qualname__
+    return f"{kind} {upstream.num_layers}x{upstream.dim}/{upstream.stride} {parameters}"
 
 
 def _clock(seconds: float) -> str:

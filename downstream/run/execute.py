@@ -1,125 +1,168 @@
-"""Making passes and computing cells, here or in several processes."""
+"""Doing what is scheduled: a run is passes, then cells, in one process or in several.
+
+Every job is claimed by a lease. What another process has claimed is left to it and asked for again
+later, so that identical commands on one results folder share the work.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from downstream.run import cell as evaluate
-from downstream.run.schedule import Job, Load, Pass, Request, Settings, Work
+from downstream.report.results import finished
+from downstream.run import cell as cells
+from downstream.run.schedule import CellJob, Pass, Request, RunOptions, Work
 from downstream.tasks.metrics import METRICS
 from upstream.base import Upstream
+from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress, share_terminal
-from upstream.features import extract as cache
-from upstream.features.extract import Features
+from upstream.features import extract as features
+
+J = TypeVar("J")
+Line = str | None  # what to print of a job that is done; None: another process is at it
+# Does each job somewhere and yields it with its line, in whatever order they end.
+Executor = Callable[[Callable[[J], Line], Sequence[J]], Iterator[tuple[J, Line]]]
+PAUSE = 1.0  # seconds before asking again for what other processes have claimed
 
 
-def extract(load: Load, job: Pass, settings: Settings) -> str:
-    """Make one pass. Runs in a worker."""
-    cache.extract(
-        _upstream(load, job.request, settings.device), job.clips, job.kinds, settings.store,
-        name=job.request.spec, share_cnn=job.share_cnn, batch_seconds=settings.batch_seconds,
-    )  # fmt: skip
-    return ""
+def run(work: Work, options: RunOptions) -> None:
+    """Round by round all passes, then all cells. The first error stops the rest. UserError."""
+    most = max((max(len(part.passes), len(part.cells)) for part in work.rounds), default=0)
+    with local(min(options.workers, most)) as executor:
+        for part in work.rounds:
+            for gone in options.store.evict(part.bytes, options.cache_gb, part.entries):
+                tqdm.write(f"cache: {gone.name} {gone.kind} ({gone.gigabytes:.1f} GB) made room")
+            _all(executor, partial(make, options=options), part.passes, "passes")
+            _all(executor, partial(compute, options=options), part.cells, "cells")
 
 
-def compute(load: Load, job: Job, settings: Settings) -> str:
-    """Compute one cell. Runs in a worker; the upstream is only needed without a cache."""
-    prepared, store, print_ = job.prepared, settings.store, job.identity.fingerprint
-    features: Features
-    if store.missing(print_, prepared.kind, prepared.clips):
-        upstream = _upstream(load, job.request, settings.device)
-        features = cache.Recomputed(upstream, prepared.clips, store)
-    else:
-        features = store.open(print_, prepared.kind, prepared.clips)
-    error = store.error(print_, prepared.clips) if prepared.kind == "int8" else None
-    args = (job.identity, prepared, job.seed, features, settings.results, settings.device, error)
-    result = evaluate.run(*args)
-    published = prepared.recipe.expect.get(job.request.spec.split(":")[0])
+def _all(executor: Executor[J], do: Callable[[J], Line], jobs: Sequence[J], what: str) -> None:
+    for line in progress(_lines(executor, do, jobs), what, len(jobs)):
+        if line:
+            tqdm.write(line)
+
+
+def _lines(executor: Executor[J], do: Callable[[J], Line], jobs: Sequence[J]) -> Iterator[str]:
+    """The line of each job, here or elsewhere done."""
+    while jobs:
+        claimed = []
+        for job, line in executor(do, jobs):
+            if line is None:
+                claimed.append(job)
+            else:
+                yield line
+        if len(claimed) == len(jobs):
+            time.sleep(PAUSE)
+        jobs = claimed
+
+
+def make(job: Pass, options: RunOptions) -> Line:
+    """Make one pass, unless another process is making it."""
+    keys = "\n".join([job.request.spec, *(clip.key for clip in job.clips)])
+    name = f"{hashlib.blake2b(keys.encode(), digest_size=8).hexdigest()}.lease"
+    with disk.lease(options.store.root / "passes", wait=False, name=name) as ours:
+        if not ours:
+            return None
+        upstream = _upstream(job.request, options.device)
+        features.extract(
+            upstream, job.clips, job.kinds, options.store, name=job.request.name,
+            share_cnn=job.share_cnn, batch_seconds=options.batch_seconds,
+        )  # fmt: skip
+        return ""
+
+
+def compute(job: CellJob, options: RunOptions) -> Line:
+    """Compute one cell, unless another process is computing it or has done so meanwhile."""
+    prepared, store, fingerprint = job.prepared, options.store, job.identity.fingerprint
+    cell = cells.cell(job.identity, prepared, job.seed)
+    name = f"{job.identity.name}: {prepared.recipe.name} seed {job.seed}"
+    with disk.lease(cell.folder(options.results), wait=False) as ours:
+        if not ours:
+            return None
+        if finished(options.results, cell):
+            return f"{name}: done by another process"
+        kept: features.Features
+        if store.missing(fingerprint, prepared.kind, prepared.clips):
+            upstream = _upstream(job.request, options.device)
+            kept = features.Recomputed(upstream, prepared.clips, store)
+        else:  # the upstream itself is not needed
+            kept = store.open(fingerprint, prepared.kind, prepared.clips)
+        error = store.error(fingerprint, prepared.clips) if prepared.kind == "int8" else None
+        where = (options.results, options.device)
+        score = cells.run(job.identity, prepared, job.seed, kept, *where, error)
+    published = prepared.recipe.expect.get(job.request.name.split(":")[0])
     return (
-        f"{job.identity.name}: {prepared.recipe.name} seed {job.seed}: "
-        f"{METRICS[result.metric].label} {result.score:.2f} ({result.seconds:.0f} s)"
+        f"{name}: {METRICS[score.metric].label} {score.score:.2f} ({score.seconds:.0f} s)"
         + (f"; published: {published}" if published is not None else "")
-        + "".join(f"; {warning}" for warning in result.warnings[:1])
+        + "".join(f"; {warning}" for warning in score.warnings[:1])
     )
 
 
 _last: dict[str, Upstream] = {}  # of this process: the shards of one upstream follow each other
 
 
-def _upstream(load: Load, request: Request, device: str) -> Upstream:
+def _upstream(request: Request, device: str) -> Upstream:
     key = repr(request)
     if key not in _last:
-        _last.clear()
-        _last[key] = load(request).to(device)
+        _last.clear()  # first, or two would be in memory
+        _last[key] = request.load().to(device)
     return _last[key]
 
 
-def run_all(work: Work, load: Load, settings: Settings) -> None:
-    """Wave by wave all passes, then all cells, here or in `workers` processes.
+@contextlib.contextmanager
+def local(workers: int) -> Iterator[Executor[Any]]:
+    """This machine: this process alone, or that many others. Raises UserError if one is killed.
 
-    The first error stops the rest. Raises UserError if a worker is killed.
+    None of them outlives the block, whatever ends it.
     """
-    most = max((max(len(wave.passes), len(wave.cells)) for wave in work.waves), default=0)
-    count = min(settings.workers, most)
-    if count <= 1:
-        for function, jobs, what in _phases(work, settings):
-            for job in progress(jobs, what):
-                _say(function(load, job, settings))
+    if workers <= 1:
+        yield lambda do, jobs: ((job, do(job)) for job in jobs)
         return
-    threads = max(1, (os.cpu_count() or 1) // count)
     context = multiprocessing.get_context("spawn")
-    worker = (threads, context.Value("i", 0), context.RLock())
-    with ProcessPoolExecutor(count, context, _start_worker, worker) as pool:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    shared = (threads, context.Value("i", 0), context.RLock())
+    with ProcessPoolExecutor(workers, context, _start_worker, shared) as pool:
+
+        def execute(do: Callable[[Any], Line], jobs: Sequence[Any]) -> Iterator[tuple[Any, Line]]:
+            futures = {pool.submit(do, job): job for job in jobs}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+
         try:
-            for function, jobs, what in _phases(work, settings):
-                futures = [pool.submit(function, load, job, settings) for job in jobs]
-                for future in progress(as_completed(futures), what, len(futures)):
-                    _say(future.result())
+            yield execute
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed, perhaps for memory; the same command goes on, "
                 "with --workers 1 or a smaller --batch-seconds it needs less"
             ) from error
         except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
             raise
 
 
-def _phases(
-    work: Work, settings: Settings
-) -> Iterable[tuple[Callable[..., str], Sequence[Any], str]]:
-    for wave in work.waves:
-        for gone in settings.store.evict(wave.bytes, settings.cache_gb, wave.entries):
-            tqdm.write(f"cache: {gone.name} {gone.kind} ({gone.gigabytes:.1f} GB) made room")
-        yield extract, wave.passes, "passes"
-        yield compute, wave.cells, "cells"
-
-
-def _say(line: str) -> None:
-    if line:
-        tqdm.write(line)
-
-
 def _start_worker(threads: int, started: Any, lock: Any) -> None:
-    """Share cores, GPUs and terminal, leave Ctrl-C to the parent, never outlive it (kill -9)."""
+    """Share cores, GPUs and terminal, leave signals to the parent and never outlive it."""
     torch.set_num_threads(threads)
     place = share_terminal(started, lock)
     if torch.cuda.is_available():
         torch.cuda.set_device(place % torch.cuda.device_count())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,35 +1,41 @@
-"""What a run has to do: cells that are missing, and the passes over audio that they need."""
+"""What a run has to do: the cells that are missing, and the passes over audio that they need.
+
+A run is rounds of passes and then cells. A round's features fit the disk budget together.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from downstream.run import cell as evaluate
+from downstream.run import cell as cells
 from downstream.run.cell import Identity, Prepared
+from upstream import load
 from upstream.base import Upstream
-from upstream.features import extract as cache
+from upstream.common.disk import free_bytes
 from upstream.features.clips import Clip
-from upstream.features.extract import Kind
-from upstream.features.store import Store, free_bytes
+from upstream.features.extract import Kind, bytes_of, shards
+from upstream.features.store import Store
 
-
-class Request(NamedTuple):
-    """An upstream to score: its name on the command line and in the tables, and loader options."""
-
-    spec: str
-    options: dict[str, Any]
-
-
-Load = Callable[[Request], Upstream]
 Where = Literal["auto", "cache", "recompute"]
 
 
+class Request(NamedTuple):
+    """An upstream to score."""
+
+    name: str  # on the command line and in the tables
+    spec: str  # what to load: of one that is built here, the folder of its weights
+    options: dict[str, Any] = {}  # of its loader
+
+    def load(self) -> Upstream:
+        return load(self.spec, **self.options)
+
+
 @dataclass(frozen=True)
-class Settings:
+class RunOptions:
     """How cells are computed; nothing here changes a score."""
 
     results: Path
@@ -53,7 +59,7 @@ class Pass(NamedTuple):
     share_cnn: bool
 
 
-class Job(NamedTuple):
+class CellJob(NamedTuple):
     """One missing cell."""
 
     request: Request
@@ -62,11 +68,11 @@ class Job(NamedTuple):
     seed: int
 
 
-class Wave(NamedTuple):
+class Round(NamedTuple):
     """Passes and cells of upstreams whose features fit the disk budget together."""
 
     passes: list[Pass]
-    cells: list[Job]
+    cells: list[CellJob]
     entries: set[tuple[str, Kind]]  # (fingerprint, kind) that must not be evicted meanwhile
     bytes: int  # that the passes will write
 
@@ -76,15 +82,15 @@ class Work(NamedTuple):
 
     identities: list[Identity]
     kept: int
-    waves: list[Wave]
+    rounds: list[Round]
 
     @property
-    def cells(self) -> list[Job]:
-        return [job for wave in self.waves for job in wave.cells]
+    def cells(self) -> list[CellJob]:
+        return [job for part in self.rounds for job in part.cells]
 
 
 class Needs(NamedTuple):
-    """What one upstream still has to compute for some tasks, and where their features will be."""
+    """What an upstream still has to compute for some tasks, and where their features will be."""
 
     kinds: list[Kind | None]  # task by task what is on disk; None: frames recomputed from audio
     missing: dict[Kind, list[Clip]]  # utterances still to pass, by what is kept of them
@@ -92,64 +98,60 @@ class Needs(NamedTuple):
 
 
 def survey(
-    requests: Sequence[Request],
-    load: Load,
-    tasks: Sequence[Prepared],
-    seeds: int | None,
-    settings: Settings,
+    requests: Sequence[Request], tasks: Sequence[Prepared], seeds: int | None, options: RunOptions
 ) -> Work:
-    """Load (and so build) every upstream and find its missing passes and cells."""
+    """Load every upstream and find its missing passes and cells."""
     identities: list[Identity] = []
-    found: list[_Found] = []
+    rounds: list[Round] = []
+    cnns: list[tuple[str | None, int]] = []  # of each round's upstream: fingerprint, bytes
     kept = 0
-    passing: set[tuple[str, Kind, str]] = set()
     for request in requests:
-        upstream = load(request)
-        identity = Identity(request.spec, upstream.fingerprint(), upstream.source)
+        upstream = request.load()
+        identity = Identity(request.name, upstream.fingerprint(), upstream.source)
         identities.append(identity)
-        cells: list[Job] = []
+        jobs: list[CellJob] = []
         unfinished = []
-        for prepared in tasks:
-            count = seeds or prepared.recipe.train.seeds
-            left = evaluate.missing(identity, prepared, count, settings.results)
-            kept += count - len(left)
-            cells += [Job(request, identity, prepared, seed) for seed in left]
-            unfinished += [prepared] if left else []
-        needs = needed(upstream, identity.fingerprint, unfinished, settings)
-        for kind, clips in needs.missing.items():  # two names of one upstream: merged:alpha=0
-            keys = {clip.key: (identity.fingerprint, kind, clip.key) for clip in clips}
-            needs.missing[kind] = [clip for clip in clips if keys[clip.key] not in passing]
-            passing.update(keys.values())
+        for task in tasks:
+            count = seeds or task.recipe.train.seeds
+            missing = cells.missing(identity, task, count, options.results)
+            kept += count - len(missing)
+            jobs += [CellJob(request, identity, task, seed) for seed in missing]
+            unfinished += [task] if missing else []
+        needs = needed(upstream, identity.fingerprint, unfinished, options)
         entries = {(identity.fingerprint, kind) for kind in needs.kinds if kind}
-        wave = Wave(_passes(request, needs), cells, entries, needs.bytes)
-        seconds = sum(clip.seconds for one in wave.passes for clip in one.clips)
+        rounds.append(Round(_passes(request, needs), jobs, entries, needs.bytes))
         cnn = upstream.cnn_fingerprint()
-        found.append(_Found(wave, cnn, cache.bytes_of(upstream, "cnn", seconds) if cnn else 0))
-    return Work(identities, kept, _waves(_shared(found, settings), settings))
+        seconds = sum(clip.seconds for job in rounds[-1].passes for clip in job.clips)
+        cnns.append((cnn, bytes_of(upstream, "cnn", seconds) if cnn else 0))
+    rounds = [r for r in _joined(_sharing(rounds, cnns, options), options) if r.cells]
+    for joined in rounds:
+        # the long ones first, so that no process waits for the last
+        joined.cells.sort(key=lambda job: job.prepared.kind == "mean")
+    return Work(identities, kept, rounds)
 
 
 def needed(
-    upstream: Upstream, fingerprint: str, tasks: Sequence[Prepared], settings: Settings
+    upstream: Upstream, fingerprint: str, tasks: Sequence[Prepared], options: RunOptions
 ) -> Needs:
-    """Frames are kept where they fit the budget, else the CNN's outputs, else nothing."""
-    space = min(settings.cache_gb * 1e9, 0.9 * free_bytes(settings.store.root))
+    """Means are kept; of frames what fits the budget: themselves, else what the CNN put out."""
+    space = min(options.cache_gb * 1e9, 0.9 * free_bytes(options.store.root))
     cnn = upstream.cnn_fingerprint()
     kinds: list[Kind | None] = []
     missing: dict[Kind, dict[str, Clip]] = {}
     total = 0
-    for prepared in tasks:
-        wishes: list[Kind] = [prepared.kind]
-        if prepared.kind != "mean" and settings.features != "cache":
-            wishes = wishes * (settings.features == "auto") + ["cnn"] * (cnn is not None)
+    for task in tasks:
+        forced = task.kind == "mean" or options.features == "cache"
+        wanted: list[Kind] = [task.kind] if forced or options.features == "auto" else []
+        wanted += ["cnn"] if cnn and not forced else []
         kinds.append(None)
-        forced = prepared.kind == "mean" or settings.features == "cache"
-        for kind in wishes:
+        for kind in wanted:
+            clips = missing.get(kind, {})
             entry = cnn if kind == "cnn" and cnn else fingerprint
-            new = {clip.key: clip for clip in settings.store.missing(entry, kind, prepared.clips)}
-            new = {k: c for k, c in new.items() if k not in missing.get(kind, {})}
-            size = cache.bytes_of(upstream, kind, sum(clip.seconds for clip in new.values()))
+            new = options.store.missing(entry, kind, task.clips)
+            new = [clip for clip in new if clip.key not in clips]
+            size = bytes_of(upstream, kind, sum(clip.seconds for clip in new))
             if forced or total + size <= space:
-                missing.setdefault(kind, {}).update(new)
+                missing[kind] = clips | {clip.key: clip for clip in new}
                 kinds[-1] = kind
                 total += size
                 break
@@ -158,52 +160,47 @@ def needed(
 
 def _passes(request: Request, needs: Needs) -> list[Pass]:
     """Utterances that need the same kinds, shard by shard: none passes twice."""
-    kinds: dict[str, list[Kind]] = {}
-    clips: dict[str, Clip] = {}
-    for kind, wanted in needs.missing.items():
-        for clip in wanted:
-            clips[clip.key] = clip
-            kinds.setdefault(clip.key, []).append(kind)
+    clips = {clip.key: clip for members in needs.missing.values() for clip in members}
+    kinds: dict[str, tuple[Kind, ...]] = {}
+    for kind, members in needs.missing.items():
+        for clip in members:
+            kinds[clip.key] = (*kinds.get(clip.key, ()), kind)
     groups: dict[tuple[Kind, ...], list[Clip]] = {}
-    for key, clip in clips.items():
-        groups.setdefault(tuple(kinds[key]), []).append(clip)
+    for key, group in kinds.items():
+        groups.setdefault(group, []).append(clips[key])
     return [
         Pass(request, shard, list(group), share_cnn="cnn" in group)
         for group, members in groups.items()
-        for shard in cache.shards(members)
+        for shard in shards(members)
     ]
 
 
-class _Found(NamedTuple):
-    wave: Wave
-    cnn: str | None  # fingerprint of the upstream's CNN
-    cnn_bytes: int  # that its outputs would take
+def _sharing(
+    rounds: Sequence[Round], cnns: Sequence[tuple[str | None, int]], options: RunOptions
+) -> Iterator[Round]:
+    """Speech-FT never trains the CNN: upstreams with the same one share its outputs, on disk."""
+    users = Counter(cnn for alone, (cnn, _) in zip(rounds, cnns) if alone.passes)
+    for alone, (cnn, size) in zip(rounds, cnns):
+        shared = cnn and (users[cnn] > 1 or options.store.folder(cnn, "cnn").is_dir())
+        if cnn and shared and alone.bytes + size <= options.cache_gb * 1e9:
+            passes = [job._replace(share_cnn=True) for job in alone.passes]
+            kept: set[tuple[str, Kind]] = {(cnn, "cnn"), *alone.entries}
+            yield Round(passes, alone.cells, kept, alone.bytes + size)
+        else:
+            yield alone
 
 
-def _shared(found: Sequence[_Found], settings: Settings) -> list[Wave]:
-    """Speech-FT never trains the CNN: upstreams with the same one pass its outputs on on disk."""
-    users = Counter(one.cnn for one in found if one.wave.passes)
-    waves = []
-    for wave, cnn, size in found:
-        there = cnn is not None and (settings.store.root / cnn / "cnn").is_dir()
-        fits = wave.bytes + size <= settings.cache_gb * 1e9
-        if cnn is not None and (there or users[cnn] > 1) and fits:
-            passes = [one._replace(share_cnn=True) for one in wave.passes]
-            wave = Wave(passes, wave.cells, wave.entries | {(cnn, "cnn")}, wave.bytes + size)
-        waves.append(wave)
-    return waves
-
-
-def _waves(found: Sequence[Wave], settings: Settings) -> list[Wave]:
+def _joined(rounds: Iterable[Round], options: RunOptions) -> Iterator[Round]:
     """Consecutive upstreams together as long as what they write fits the budget."""
-    waves: list[Wave] = []
-    for wave in found:
-        if waves and waves[-1].bytes + wave.bytes <= settings.cache_gb * 1e9:
-            last = waves.pop()
-            merged = (last.passes + wave.passes, last.cells + wave.cells)
-            wave = Wave(*merged, last.entries | wave.entries, last.bytes + wave.bytes)
-        waves.append(wave)
-    for wave in waves:
-        # the long ones first, so that no process waits for the last
-        wave.cells.sort(key=lambda job: job.prepared.kind == "mean")
-    return [wave for wave in waves if wave.cells]
+    joined = Round([], [], set(), 0)
+    for alone in rounds:
+        if joined.bytes + alone.bytes > options.cache_gb * 1e9:
+            yield joined
+            joined = Round([], [], set(), 0)
+        joined = Round(
+            joined.passes + alone.passes,
+            joined.cells + alone.cells,
+            joined.entries | alone.entries,
+            joined.bytes + alone.bytes,
+        )
+    yield joined

@@ -16,7 +16,7 @@ from downstream.report.results import load as load_results
 from downstream.run import cell as evaluate
 from downstream.run import execute as jobs
 from downstream.run.cell import Prepared
-from downstream.run.schedule import Request, Settings, Where, Work, survey
+from downstream.run.schedule import Request, RunOptions, Where, Work, survey
 from downstream.run.train import Data, fit, predict
 from tests import tiny
 from upstream import audio
@@ -25,12 +25,8 @@ from upstream.encoder.encoder import Encoder
 from upstream.features import extract as cache
 
 
-def load(request: Request) -> Upstream:
-    return upstream.load(request.spec, **request.options)
-
-
-def settings(results: Path, **options: object) -> Settings:
-    return Settings(results, workers=1, device="cpu", **options)  # type: ignore[arg-type]
+def settings(results: Path, **options: object) -> RunOptions:
+    return RunOptions(results, workers=1, device="cpu", **options)  # type: ignore[arg-type]
 
 
 def prepared(suite: Path, results: Path, **overrides: object) -> list[Prepared]:
@@ -38,11 +34,11 @@ def prepared(suite: Path, results: Path, **overrides: object) -> list[Prepared]:
     return [evaluate.prepare(recipe.load(path, dict(overrides)), results) for path in files]
 
 
-def run(specs: list[str], suite: Path, how: Settings, **overrides: object) -> Work:
-    requests = [Request(spec, {}) for spec in specs]
+def run(specs: list[str], suite: Path, how: RunOptions, **overrides: object) -> Work:
+    requests = [Request(spec, spec) for spec in specs]
     tasks = prepared(suite, how.results, **overrides)
-    work = survey(requests, load, tasks, 1, how)
-    jobs.run_all(work, load, how)
+    work = survey(requests, tasks, 1, how)
+    jobs.run(work, how)
     return work
 
 
@@ -108,9 +104,12 @@ def test_tasks_folds_rates_and_seeds_share_one_pass(
     assert len(work.cells) == 2
     assert seen == {"convolve": 72, "contextual": 72}
     again = survey(
-        [Request(str(base), {})], load, prepared(suite, tmp_path / "r"), 2, settings(tmp_path / "r")
+        [Request(str(base), str(base))],
+        prepared(suite, tmp_path / "r"),
+        2,
+        settings(tmp_path / "r"),
     )
-    assert len(again.cells) == 2 and not any(wave.passes for wave in again.waves)
+    assert len(again.cells) == 2 and not any(part.passes for part in again.rounds)
 
 
 def test_upstreams_with_one_cnn_share_its_outputs(
@@ -124,15 +123,15 @@ def test_upstreams_with_one_cnn_share_its_outputs(
     assert hypotheses(tmp_path / "shared") == apart
 
 
-def test_a_small_budget_means_waves_and_the_same_scores(
+def test_a_small_budget_means_rounds_and_the_same_scores(
     base: Path, tuned: Path, suite: Path, tmp_path: Path
 ) -> None:
     encoder, roomy = upstream.load(str(base)), settings(tmp_path / "roomy")
     seconds = prepared(suite, roomy.results)[0].seconds
     one = sum(cache.bytes_of(encoder, kind, seconds) for kind in ("mean", "float16"))
     tight = settings(tmp_path / "tight", cache_gb=1.05 * one / 1e9)
-    assert len(run([str(base), str(tuned)], suite, roomy).waves) == 1
-    assert len(run([str(base), str(tuned)], suite, tight).waves) == 2
+    assert len(run([str(base), str(tuned)], suite, roomy).rounds) == 1
+    assert len(run([str(base), str(tuned)], suite, tight).rounds) == 2
     assert {entry.fingerprint for entry in tight.store.entries()} == {
         upstream.load(str(tuned)).fingerprint()
     }, "the first upstream's features made room"

@@ -1,0 +1,203 @@
+"""A merge on disk: weights, heard.txt, the card and, last, merge.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+import upstream
+from downstream.report.results import finite, provenance
+from merging.card import write_card
+from merging.choose import Choice
+from merging.methods import STATISTICS
+from merging.recipe import MergeRecipe, command
+from merging.tuning.recipe import checkpoint
+from merging.weights.calibration import calibrated
+from merging.weights.compatibility import recorded_base, require_origin
+from merging.weights.engine import Report, ahead, merge_tensors
+from merging.weights.rule import Weights
+from upstream.base import Upstream, fingerprint
+from upstream.checkpoints import containers as container
+from upstream.checkpoints import tensor_files as files
+from upstream.checkpoints import write as export
+from upstream.checkpoints.tensor_names import without_pretraining
+from upstream.common import disk
+from upstream.common.errors import UserError
+from upstream.encoder.encoder import Encoder
+
+RECORD = "merge.json"  # a folder that has it is finished
+HEARD = "heard.txt"  # keys of the clips whose labels the fine-tuned models have seen
+
+
+class Merge(NamedTuple):
+    """A merge with nothing left open: its models are loaded, its alpha and members are known."""
+
+    plan: MergeRecipe
+    recipe: Path  # where the plan comes from; calibration tasks lie beside it
+    results: Path
+    base: Encoder
+    tuned: list[Encoder]
+    choice: Choice | None = None
+
+    @property
+    def models(self) -> list[Encoder]:
+        return [self.base, *self.tuned]
+
+    def fingerprints(self) -> list[str]:
+        """Of base and tuned models; hashing them side by side takes as long as one of them."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(Encoder.fingerprint, self.models))
+
+    def weights(self, report: Report | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The merged weights, one by one. Raises UserError for models that do not match."""
+        plan = self.plan
+        _require_related(self.base, self.tuned, plan)
+        stats: Sequence[Weights] | None = None
+        if (kind := STATISTICS.get(plan.method)) and plan.calibrate:
+            where = (self.recipe.parent, self.results)
+            stats = calibrated(kind, self.models, plan.calibrate, *where)
+        base, *tuned = (encoder.model.state_dict() for encoder in self.models)
+        options = (plan.method, plan.params, plan.options, stats, report)
+        return merge_tensors(base, tuned, *options)
+
+
+class Written(NamedTuple):
+    """What a merge wrote down about itself."""
+
+    effective_alpha: dict[str, float]
+    record: dict[str, Any]
+
+    def lines(self) -> list[str]:
+        """To print: the effective alpha per module and what else was measured."""
+        rows = [
+            f"  {m:<12} " + ("fine-tuning left it alone" if a != a else f"effective alpha {a:.4f}")
+            for m, a in self.effective_alpha.items()  # a != a: NaN, there was nowhere to go
+        ]
+        if (moved := self.record["pos_conv_difference"]) is not None:
+            rows.append(f"  kernel of pos_conv: factors or kernel, {100 * moved:.3g} % apart")
+        if (count := self.record["slerp_fallbacks"]) is not None:
+            rows.append(f"  slerp was linear in {count} of {self.record['tensors']} tensors")
+        return rows
+
+
+def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
+    """Merge encoders into an `hf` folder, or a `model.pt` of `s3prl` or `fairseq`. UserError."""
+    base, report = merge.base, Report()
+    file = "" if form == "hf" else "model.pt"
+    _begin(output)
+    with ThreadPoolExecutor(1) as pool:  # digests do not wait for merging, nor merging for them
+        digests = pool.submit(merge.fingerprints)
+        stream = ahead(merge.weights(report))
+        if form == "hf":
+            export.to_folder(base, output, stream)
+            state: Weights = files.load(output / export.WEIGHTS)[0]
+        else:
+            state = dict(stream)
+            export.write(checkpoint(base, state), form, output / file)
+        plain = {**base.identity(), "padding": "exact"}  # as it is loaded without options
+        plain.pop("precision", None)
+        last = fingerprint(plain, {f"model.{name}": tensor for name, tensor in state.items()})
+        first, *others = digests.result()
+    keys = {key for encoder in merge.models for key in getattr(encoder, "heard", ())}
+    if keys:
+        disk.write(output / HEARD, "".join(f"{key}\n" for key in sorted(keys)))
+    facts = {
+        "base": base.source,
+        "tuned": [encoder.source for encoder in merge.tuned],
+        "family": base.family,
+        "file": file,
+        "licence": base.licence,
+        "base_fingerprint": first,
+        "fingerprints": {"base": first, "tuned": others, "merged": last},
+        "choose": dataclasses.asdict(merge.choice) if merge.choice else None,
+    }
+    return _finish(merge.plan, merge.recipe, output, form, report, facts)
+
+
+def write_same(plan: MergeRecipe, recipe: Path, tuned: Sequence[str], output: Path) -> Written:
+    """Merge files as they are: any architecture, if its tensors have the same names. UserError."""
+    names, report = [plan.base, *tuned], Report()
+    states = [without_pretraining(container.open_container(name).state) for name in names]
+    for name, state in zip(names, states):
+        _require_own_config(Path(name), state)
+    base, *others = states
+    if plan.origin == "checked":
+        for number, other in enumerate(others, 1):
+            require_origin(base, other, f"tuned model {number} ({names[number]})", None, None)
+    _begin(output)
+    options = (plan.method, plan.params, plan.options, None, report)
+    weights = dict(merge_tensors(base, others, *options))
+    source = Path(plan.base)
+    container.write(source, weights, output if source.is_dir() else output / source.name)
+    with ThreadPoolExecutor() as pool:
+        prints = list(pool.map(partial(fingerprint, {}), (*states, weights)))
+    facts = {
+        "base": plan.base,
+        "tuned": names[1:],
+        "file": "" if source.is_dir() else source.name,
+        "fingerprints": {"base": prints[0], "tuned": prints[1:-1], "merged": prints[-1]},
+    }
+    return _finish(plan, recipe, output, "same", report, facts)
+
+
+def as_encoder(model: Upstream, name: str) -> Encoder:
+    """`model` if it has weights to merge. Raises UserError."""
+    if not isinstance(model, Encoder):
+        raise UserError(f"{name}: has no weights to merge; use a HuBERT, WavLM, ... encoder")
+    return model
+
+
+def _require_related(base: Encoder, tuned: Sequence[Encoder], plan: MergeRecipe) -> None:
+    """UserError unless all are of one architecture and, if it is to be checked, of one origin."""
+    for number, other in enumerate(tuned, 1):
+        if other.identity() != base.identity():
+            ours, theirs = base.identity(), other.identity()
+            wrong = [f"{k} {theirs.get(k)}, not {v}" for k, v in ours.items() if theirs.get(k) != v]
+            raise UserError(f"{other.source}: is not like {base.source}: {'; '.join(wrong[:3])}")
+        if plan.origin == "checked":
+            # a later model of a sequence may have been fine-tuned from the merge before it
+            first = plan.several != "sequential" or number == 1
+            recorded = recorded_base(Path(other.source)) if first else None
+            own = base.fingerprint() if recorded else None
+            weights = (base.model.state_dict(), other.model.state_dict())
+            require_origin(*weights, f"tuned model {number} ({other.source})", recorded, own)
+
+
+def _require_own_config(folder: Path, state: Weights) -> None:
+    """UserError if the config.json that would travel with a folder's weights is not theirs."""
+    if (folder / "config.json").exists():
+        container.read_json(folder / "config.json")
+        if any(name.startswith("feature_extractor.") for name in state):  # it hears waveforms
+            upstream.load(str(folder))
+
+
+def _begin(output: Path) -> None:
+    """An older record must not vouch for new weights, nor an older list of audio be theirs."""
+    with disk.writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        for name in (RECORD, HEARD):
+            (output / name).unlink(missing_ok=True)
+
+
+def _finish(
+    plan: MergeRecipe, recipe: Path, output: Path, form: str, report: Report, facts: dict[str, Any]
+) -> Written:
+    record = {
+        "recipe": dataclasses.asdict(plan),
+        "command": command(plan, recipe, output, form),
+        "method": plan.method,
+        "params": plan.params,
+        **facts,
+        **report.record(),
+        **provenance(),
+    }
+    write_card(output, record)
+    disk.write(output / RECORD, json.dumps(finite(record), indent=1) + "\n")
+    return Written(report.effective.result(), record)
