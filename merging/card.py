@@ -7,62 +7,58 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from downstream.report.results import write_atomic
-
-S3PRL = {
-    "hubert": "hubert_local",
-    "wavlm": "wavlm_local",
-    "wav2vec2": "wav2vec2_local",
-    "data2vec-audio": "data2vec_local",
-}
+from upstream.checkpoints.write import CONVERTED
+from upstream.common import disk
 
 
 def write_card(folder: Path, record: Mapping[str, Any]) -> None:
     """README.md beside the weights: what they are, how they were made, how to use them."""
     lines = _merged(folder, record) if "effective_alpha" in record else _finetuned(folder, record)
-    write_atomic(folder / "README.md", "\n".join(lines).rstrip() + "\n")
+    disk.write(folder / "README.md", "\n".join(lines).rstrip() + "\n")
 
 
 def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    memory, stored = (record[key] / 1e9 for key in ("peak_memory_bytes", "stored_bytes"))
+    cost = (
+        f"{record['seconds']:.0f} s, at most {memory:.2f} GB of memory, {stored:.2f} GB of weights"
+    )
     rows = ((module, f"{100 * share:.3f} %") for module, share in record["moved"].items())
-    recipe = [f"{key}: {value}" for key, value in record["recipe"].items() if value != ""]
+    recipe = (f"{key}: {value}" for key, value in record["recipe"].items() if value != "")
     return [
         "# Fine-tuned upstream",
         "",
-        *_facts(record, ("base", "metric", "best_dev", "created", "seconds")),
+        *_facts({**record, "cost": cost}, ("base", "metric", "best_dev", "created", "cost")),
         "",
         *_table(("module", "moved from the base by"), rows),
         "",
         "Recipe:",
         "",
-        *_block("yaml", recipe),
-        "",
+        *_block("yaml", *recipe),
         *_use(folder, record),
     ]
 
 
 def _merged(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    recipe, params = record["recipe"], record["params"]
-    count = len(record["tuned"])
-    what = "a fine-tuned form of it" if count == 1 else f"{count} fine-tuned forms of it"
-    rows = ((m, _alpha(value)) for m, value in record["effective_alpha"].items())
+    count, prints = len(record["tuned"]), record["fingerprints"]
+    forms = "a fine-tuned form of it" if count == 1 else f"{count} fine-tuned forms of it"
+    rows = ((module, _alpha(alpha)) for module, alpha in record["effective_alpha"].items())
+    alpha = _shown(record["params"].get("alpha", "default"))
     return [
-        f"# Merged upstream: {record['method']}, alpha {_shown(params.get('alpha', 'default'))}",
+        f"# Merged upstream: {record['method']}, alpha {alpha}",
         "",
-        f"A speech encoder whose weights lie between a pre-trained one and {what}: fine-tuning",
+        f"A speech encoder whose weights lie between a pre-trained one and {forms}: fine-tuning",
         "teaches a task, merging back keeps what the encoder could do before (Speech-FT,",
         "arXiv 2502.12672). alpha is the weight of the fine-tuned side: 0 is the base.",
         "",
         "## How it was made",
         "",
         *_facts(record, ("base", "tuned", "method", "params", "licence", "created")),
-        *_facts(recipe, ("only", "pos_conv", "several", "origin")),
-        *_digests(record),
+        *_facts(record["recipe"], ("only", "pos_conv", "several", "origin")),
+        f"- fingerprints: {_shown({key: prints[key] for key in ('base', 'tuned', 'merged')})}",
         "",
         "Again, byte for byte the same weights:",
         "",
-        *_block("", [record["command"]]),
-        "",
+        *_block("", record["command"]),
         "## How far each module went",
         "",
         "The effective alpha is the share of the way from the base to the (mean) fine-tuned model,",
@@ -70,9 +66,8 @@ def _merged(folder: Path, record: Mapping[str, Any]) -> list[str]:
         "",
         *_table(("module", "effective alpha"), rows),
         "",
-        *_choice(record),
+        *_choice(record.get("choose")),
         *_use(folder, record),
-        "",
         "## Caveats",
         "",
         *(f"- {line}" for line in _caveats(record)),
@@ -80,8 +75,8 @@ def _merged(folder: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(record: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    found = ((key, record[key]) for key in keys if record.get(key) not in (None, "", {}))
-    return [f"- {key.replace('_', ' ')}: {_shown(value)}" for key, value in found]
+    known = (key for key in keys if record.get(key) not in (None, "", {}))
+    return [f"- {key.replace('_', ' ')}: {_shown(record[key])}" for key in known]
 
 
 def _shown(value: Any) -> str:
@@ -94,12 +89,6 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _digests(record: Mapping[str, Any]) -> list[str]:
-    prints = record["fingerprints"]
-    tuned = ", ".join(prints["tuned"])
-    return [f"- fingerprints: base {prints['base']}, tuned {tuned}, merged {prints['merged']}"]
-
-
 def _alpha(value: float | None) -> str:
     """NaN, or null where the record was read back: there was no way to go."""
     if value is None or math.isnan(value):
@@ -107,17 +96,15 @@ def _alpha(value: float | None) -> str:
     return f"{value:.4f}"
 
 
-def _choice(record: Mapping[str, Any]) -> list[str]:
-    choice = record.get("choose")
+def _choice(choice: Mapping[str, Any] | None) -> list[str]:
     if not choice:
         return []
-    tasks = list(choice["dev"])
+    tasks, what, usual = list(choice["dev"]), choice["what"], choice["usual"]
     rows = (
-        (one, *(f"{choice['dev'][task][one]:.2f}" for task in tasks), f"{100 * gain:+.1f} %")
-        for one, gain in choice["gain"].items()
+        (name, *(f"{choice['dev'][task][name]:.2f}" for task in tasks), f"{100 * gain:+.1f} %")
+        for name, gain in choice["gain"].items()
     )
     regret = ", ".join(f"{task} {points:.2f}" for task, points in choice["regret"].items())
-    what, usual = choice["what"], choice["usual"]
     rule, other = "has the best", f"A fixed {usual}"
     if what == "members":  # numbers of the tuned models that the recipe names, from 0
         rule, other = "is the greedy soup by", f"All of them ({usual})"
@@ -133,19 +120,18 @@ def _choice(record: Mapping[str, Any]) -> list[str]:
 
 
 def _use(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    lines = ["## How to use it", ""]
-    family = record.get("family")
+    lines, family = ["## How to use it", ""], record.get("family", "")
     if record.get("file"):  # a file of the base's own kind
         file = folder / record["file"]
-        return [*lines, f"As the base's own file: `{file}` (s3prl: `-k {file}`)."]
-    lines += ["Here:", "", *_block("", [f"benchmark.py --upstream hf:{folder}"]), ""]
-    code = ["from transformers import AutoModel", f'model = AutoModel.from_pretrained("{folder}")']
-    lines += ["In transformers:", "", *_block("python", code)]
-    if family in S3PRL:
-        converted = folder / "s3prl.pt"
+        return [*lines, f"As the base's own file: `{file}` (s3prl: `-k {file}`).", ""]
+    lines += ["Here:", "", *_block("", f"benchmark.py --upstream hf:{folder}")]
+    code = ("from transformers import AutoModel", f'model = AutoModel.from_pretrained("{folder}")')
+    lines += ["In transformers:", "", *_block("python", *code)]
+    if family in CONVERTED:
+        name, converted = family.removesuffix("-audio"), folder / "s3prl.pt"
         export = f"benchmark.py export hf:{folder} --format s3prl --output {converted}"
-        run = f"python run_downstream.py -m train -u {S3PRL[family]} -k {converted} -d asr -n run"
-        lines += ["", "In s3prl:", "", *_block("", [export, run])]
+        run = f"python run_downstream.py -m train -u {name}_local -k {converted} -d asr -n run"
+        lines += ["In s3prl:", "", *_block("", export, run)]
     return lines
 
 
@@ -162,18 +148,16 @@ def _caveats(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"slerp was linear in {fallbacks} of {record['tensors']} tensors.")
     if record["recipe"]["origin"] == "unchecked":
         lines.append("That all models grew from the base was not checked.")
-    if record.get("choose"):
-        what = record["choose"]["what"]
-        lines.append(f"{what} saw the dev sets named above: compare on their test sets only.")
+    if choice := record.get("choose"):
+        lines.append(f"{choice['what']} saw the dev sets named above: compare on test sets only.")
     lines.append("Pre-training heads and integer buffers are the base's.")
     return lines
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     titles = list(head)
-    marks = ["---"] * len(titles)
-    return [f"| {' | '.join(row)} |" for row in (titles, marks, *rows)]
+    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
 
 
-def _block(language: str, lines: Iterable[str]) -> list[str]:
-    return [f"```{language}", *lines, "```"]
+def _block(language: str, *lines: str) -> list[str]:
+    return [f"```{language}", *lines, "```", ""]

@@ -23,8 +23,10 @@ from torch.func import functional_call
 from downstream import recipe as task_recipes
 from downstream.run.cell import prepare
 from upstream.checkpoints.tensor_files import guarded, save_tensors
+from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
+from upstream.common.schema import Natural, Positive
 from upstream.encoder.encoder import Encoder
 from upstream.features.clips import Clip
 
@@ -39,8 +41,8 @@ class Calibration:
     """Which audio a merge recipe calibrates on: some of a task's training utterances."""
 
     task: str  # a task recipe beside the merge recipe; its labels are not used
-    utterances: int = 64
-    seed: int = 0  # of the choice of utterances and of the Fisher information's random signs
+    utterances: Positive = 64
+    seed: Natural = 0  # of the choice of utterances and of the Fisher information's random signs
 
 
 def fisher(
@@ -76,8 +78,8 @@ def fisher(
         for left, z in zip(reversed(range(draws)), signs):
             inputs = tuple(leaves.values())
             # squared for each utterance alone: the square of a batch's sum is another quantity
-            found = torch.autograd.grad(h, inputs, z, retain_graph=left > 0, allow_unused=True)
-            for total, gradient in zip(sums.values(), found):
+            gradients = torch.autograd.grad(h, inputs, z, retain_graph=left > 0, allow_unused=True)
+            for total, gradient in zip(sums.values(), gradients):
                 if gradient is not None:
                     total.addcmul_(gradient, gradient)
     return _mean(sums, count * draws, encoder)
@@ -155,24 +157,18 @@ def statistics(
     name = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
     path = folder / encoder.fingerprint() / name
     if not path.exists():
-        _measure(kind, encoder, clips, seed, path)
+        home = next(encoder.parameters()).device
+        wavs = (clip.load() for clip in progress(clips, f"{kind} of {encoder.source}", len(clips)))
+        with disk.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the work
+            encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+            try:
+                sums = fisher(encoder, wavs, seed=seed) if kind == "fisher" else gram(encoder, wavs)
+            finally:
+                encoder.to(home)
+            save_tensors(sums, path, {"source": encoder.source, "utterances": str(len(clips))})
     with guarded(path, "damaged; delete it and run again"):
         return safetensors.torch.load_file(path)
-
-
-def _measure(kind: Kind, encoder: Encoder, clips: Sequence[Clip], seed: int, path: Path) -> None:
-    """Write the statistics to `path`, whole or not at all."""
-    home = next(encoder.parameters()).device
-    wavs = (clip.load() for clip in progress(clips, f"{kind} of {encoder.source}", len(clips)))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the work
-        encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-        found = fisher(encoder, wavs, seed=seed) if kind == "fisher" else gram(encoder, wavs)
-        save_tensors(found, path, {"source": encoder.source, "utterances": str(len(clips))})
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        encoder.to(home)
 
 
 def utterances(plan: Calibration, recipe_folder: Path, results: Path) -> list[Clip]:

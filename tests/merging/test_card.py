@@ -91,10 +91,12 @@ def test_the_card_of_a_fine_tuning(tmp_path: Path) -> None:
     record = {
         "recipe": {"upstream": "hubert_demo", "steps": 800, "name": ""},
         "base": "hubert_demo", "metric": "accuracy", "best_dev": 76.5, "seconds": 75.123,
+        "peak_memory_bytes": 1_234_000_000, "stored_bytes": 378_000_000,
         "moved": {"cnn": 0.0, "layer 1": 0.13},
     }  # fmt: skip
     write_card(tmp_path, record)
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# Fine-tuned upstream\n")
     assert "| layer 1 | 13.000 % |" in text and "- best dev: 76.5" in text
+    assert "- cost: 75 s, at most 1.23 GB of memory, 0.38 GB of weights\n" in text
     assert "steps: 800" in text and "name:" not in text
