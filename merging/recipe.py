@@ -16,7 +16,7 @@ from merging.tuning.recipe import load_recipe as load_finetuning
 from merging.weights.calibration import Calibration
 from merging.weights.rule import MergeOptions, PosConv, Several, check_params
 from upstream.common.errors import UserError
-from upstream.common.schema import build, read_yaml
+from upstream.common.schema import build, override, read_yaml
 
 YAML = (".yaml", ".yml")
 
@@ -84,27 +84,17 @@ def recipe_of(
     base: str, tuned: Sequence[str], method: str | None, overrides: Mapping[str, Any]
 ) -> MergeRecipe:
     """The recipe of a merge that is described on the command line. Raises UserError."""
-    data: dict[str, Any] = {"kind": "merge", "base": base, "tuned": list(tuned)}
-    if method is not None:
-        data["method"] = method
-    for dotted, value in placed(overrides).items():
-        *parents, last = dotted.split(".")
-        place = data
-        for key in parents:
-            place = place.setdefault(key, {})
-        place[last] = value
-    recipe = build(MergeRecipe, data, "merge")
+    data = {"kind": "merge", "base": base, "tuned": list(tuned)}
+    data |= {"method": method} if method is not None else {}
+    recipe = build(MergeRecipe, override(data, placed(overrides), "merge"), "merge")
     _check(recipe, "merge")
     return recipe
 
 
 def placed(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`--set` keys of a merge: `alpha` means `params.alpha`; the recipe's keys stay as they are."""
-    own = {one.name for one in dataclasses.fields(MergeRecipe)}
-    return {
-        key if key.split(".")[0] in own else f"params.{key}": value
-        for key, value in overrides.items()
-    }
+    keys = {field.name for field in dataclasses.fields(MergeRecipe)}
+    return {k if k.split(".")[0] in keys else f"params.{k}": v for k, v in overrides.items()}
 
 
 def command(plan: MergeRecipe, recipe: Path, output: Path, form: str) -> str:
@@ -116,9 +106,9 @@ def command(plan: MergeRecipe, recipe: Path, output: Path, form: str) -> str:
     else:
         words += ["--base", plan.base, "--tuned", *plan.tuned]
         written = MergeRecipe("merge", plan.base, plan.tuned)
-    now, before = dataclasses.asdict(plan), dataclasses.asdict(written)
-    changed = {k: v for k, v in now.pop("params").items() if before["params"].get(k) != v}
-    changed |= {k: v for k, v in now.items() if before[k] != v}
+    wanted, there = dataclasses.asdict(plan), dataclasses.asdict(written)
+    changed = {k: v for k, v in wanted.pop("params").items() if there["params"].get(k) != v}
+    changed |= {key: value for key, value in wanted.items() if there[key] != value}
     if "alpha" in changed:
         changed.pop("choose", None)  # goes without saying
     for key, value in changed.items():

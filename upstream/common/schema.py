@@ -192,13 +192,18 @@ def read_yaml(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[st
     data = read_value(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, not {_kind(data)}")
-    for dotted, value in (overrides or {}).items():
+    return override(data, overrides or {}, str(path))
+
+
+def override(data: dict[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`data` with `values` of dotted keys (`train.steps`) set in it. Raises UserError."""
+    for dotted, value in values.items():
         *parents, last = dotted.split(".")
         place = data
         for key in parents:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
-                raise UserError(f"{path}: --set {dotted}: {key!r} is not a mapping")
+                raise UserError(f"{where}: --set {dotted}: {key!r} is not a mapping")
         place[last] = value
     return data
 
