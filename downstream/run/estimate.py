@@ -16,7 +16,8 @@ from downstream.tasks.heads import HEADS
 from upstream.base import SAMPLE_RATE, Upstream
 from upstream.common import disk
 from upstream.features.codec import Kind
-from upstream.features.extract import bytes_of, forward
+from upstream.features.extract import bytes_of
+from upstream.features.forward import forward
 
 PROBE_SECONDS = 4.0
 CNN_SHARE = 0.38  # of a pass that the CNN takes (HuBERT Base); what cached outputs save

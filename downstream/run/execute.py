@@ -30,7 +30,9 @@ from upstream.base import Upstream
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress, share_terminal
-from upstream.features import extract as features
+from upstream.features.codec import Features
+from upstream.features.extract import extract
+from upstream.features.provide import provide
 
 J = TypeVar("J")
 Line = str | None  # what to print of a job that is done; None: another process is at it
@@ -78,7 +80,7 @@ def make(job: Pass, options: RunOptions) -> Line:
         if not ours:
             return None
         upstream = _upstream(job.request, options.device)
-        features.extract(
+        extract(
             upstream, job.clips, job.kinds, options.store, name=job.request.name,
             share_cnn=job.share_cnn, batch_seconds=options.batch_seconds,
         )  # fmt: skip
@@ -95,13 +97,13 @@ def compute(job: CellJob, options: RunOptions) -> Line:
             return None
         if finished(options.results, cell):
             return f"{name}: done by another process"
-        kept: features.Features
+        kept: Features
         if store.missing(fingerprint, prepared.kind, prepared.clips):
             upstream = _upstream(job.request, options.device)
-            kept = features.Recomputed(upstream, prepared.clips, store)
+            kept = provide(upstream, prepared.clips, prepared.kind, store, where="recompute")
         else:  # the upstream itself is not needed
             kept = store.open(fingerprint, prepared.kind, prepared.clips)
-        error = store.error(fingerprint, prepared.clips) if prepared.kind == "int8" else None
+        error = kept.error if prepared.kind == "int8" else None
         where = (options.results, options.device)
         score = cells.run(job.identity, prepared, job.seed, kept, *where, error)
     published = prepared.recipe.expect.get(job.request.name.split(":")[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -16,11 +16,14 @@ from torch import Tensor
 from tests import tiny
 from upstream import audio
 from upstream.base import Hidden, Upstream
+from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.encoder.encoder import Encoder
 from upstream.features import extract as cache
 from upstream.features.clips import Clip, clips
-from upstream.features.extract import Features
+from upstream.features.codec import Features
+from upstream.features.forward import forward
+from upstream.features.provide import in_order, provide
 from upstream.features.store import Store
 
 SECONDS = [0.5, 0.2, 0.9, 0.35]
@@ -115,7 +118,7 @@ def test_int8_reports_its_measured_error(encoder: Encoder, some: list[Clip], sto
         noise, power = (t.square().mean(-1) for t in (x[:, row, :n] - truth, truth))
         errors.append(float((noise / power).mean()))
     measured = (sum(errors) / len(errors)) ** 0.5
-    assert store.error(encoder.fingerprint(), some) == pytest.approx(measured, rel=1e-3)
+    assert read(store, encoder, "int8", some).error == pytest.approx(measured, rel=1e-3)
     assert 1e-4 < measured < 1e-2
 
 
@@ -123,7 +126,7 @@ def test_a_silent_frame_survives_int8() -> None:
     x = torch.zeros(2, 3, 4)
     x[0, 0] = torch.tensor([0.0, 1.0, -127.0, 63.4])
     arrays, _ = cache.encode("int8", x)
-    assert arrays[""][0, 0].tolist() == [0, 1, -127, 63] and not arrays[""][1].any()
+    assert arrays["rows"][0, 0].tolist() == [0, 1, -127, 63] and not arrays["rows"][1].any()
 
 
 def test_batches_share_one_allocation(encoder: Encoder, some: list[Clip], store: Store) -> None:
@@ -212,11 +215,12 @@ def test_a_second_upstream_never_calls_the_shared_cnn(
     monkeypatch.setattr(other, "convolve", refuse)
     cache.extract(other, some, ["mean", "float16"], store, share_cnn=True, batch_seconds=0.8)
     x, lens = read(store, other, "float16", some).batch(range(5))
-    again, _ = cache.Recomputed(other, some, store).batch([4, 2])
+    recomputed = provide(other, some, "float16", store, where="recompute")
+    again, _ = recomputed.batch([4, 2])
     for row, expected in enumerate(truth):
         assert relative(x[:, row, : lens[row]], expected) < 3e-4
-    assert torch.allclose(again[:, 0, : lens[4]], truth[4], atol=1e-5)
-    assert torch.allclose(again[:, 1, : lens[2]], truth[2], atol=1e-5)
+    assert relative(again[:, 0, : lens[4]], truth[4]) < 3e-4
+    assert relative(again[:, 1, : lens[2]], truth[2]) < 3e-4
     with pytest.raises(AssertionError, match="the CNN is called"):
         cache.extract(other, some, ["int8"], store)
 
@@ -229,19 +233,123 @@ def test_outputs_alone_need_no_pass(
     assert [entry.kind for entry in store.entries()] == ["cnn"]
 
 
-def test_recomputed_equals_cached(encoder: Encoder, some: list[Clip], store: Store) -> None:
-    cache.extract(encoder, some, ["float16"], store)
-    cache.extract(encoder, some[:2], ["cnn"], store)
-    cached = read(store, encoder, "float16", some)
-    # without a store, and with outputs of all or of some of the batch
-    for again in (cache.Recomputed(encoder, some), cache.Recomputed(encoder, some, store)):
-        for indices in ([0, 1], [0, 2, 1]):
-            (a, la), (b, lb) = cached.batch(indices), again.batch(indices)
-            assert torch.equal(la, lb)
-            for row, n in enumerate(la):  # heads never look at padded frames
-                assert relative(a[:, row, :n], b[:, row, :n]) < 3e-4
-        assert (again.layers, again.dim) == (cached.layers, cached.dim)
-        assert (again.lens - cached.lens).abs().max() <= 1  # an estimate, to sort by
+@pytest.mark.parametrize("kind", ["float16", "int8"])
+@pytest.mark.parametrize("outputs", [0, 2, 5])
+def test_recomputed_frames_are_as_kept_ones(
+    encoder: Encoder, some: list[Clip], store: Store, kind: cache.Kind, outputs: int
+) -> None:
+    """Bit by bit where the batches are the same, whether all, some or no outputs are kept."""
+    cache.extract(encoder, some[:outputs], ["cnn"], store)
+    again = provide(encoder, some, kind, store, where="recompute")
+    assert not store.folder(encoder.fingerprint(), kind).exists()
+    for index in range(len(some)):  # each in a batch of its own
+        cache.extract(encoder, [some[index]], [kind], store)
+    kept = provide(encoder, some, kind, store)
+    for index in range(len(some)):
+        (a, la), (b, lb) = kept.batch([index]), again.batch([index])
+        assert torch.equal(la, lb) and torch.equal(a, b)
+    assert again.error == pytest.approx(kept.error) and (kept.error > 0) == (kind == "int8")
+    for indices in ([0, 1], [0, 2, 1]):
+        (a, la), (b, lb) = kept.batch(indices), again.batch(indices)
+        assert torch.equal(la, lb) and a.shape == b.shape and relative(a, b) < 2e-3
+        for row, n in enumerate(la):
+            assert not b[:, row, n:].any()
+    assert (again.layers, again.dim) == (kept.layers, kept.dim)
+    assert (again.lens - kept.lens).abs().max() <= 1  # an estimate, to sort by
+
+
+def test_recomputed_outputs_of_the_cnn_are_as_kept_ones(
+    encoder: Encoder, some: list[Clip], store: Store
+) -> None:
+    again = provide(encoder, some, "cnn", store, where="recompute")
+    kept = provide(encoder, some, "cnn", store, where="cache")
+    (a, la), (b, lb) = kept.batch([0, 2]), again.batch([0, 2])
+    assert torch.equal(la, lb) and torch.allclose(a, b, atol=1e-5)
+    assert (again.layers, again.dim) == (kept.layers, kept.dim) == (1, 16)
+
+
+def test_where_features_come_from(
+    encoder: Encoder, some: list[Clip], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fingerprint = encoder.fingerprint()
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "free_bytes", lambda _: 1_000)
+        provide(encoder, some, "float16", store)
+        assert store.missing(fingerprint, "float16", some) == some, "no room for frames"
+        provide(encoder, some, "mean", store, where="recompute")
+        assert store.missing(fingerprint, "mean", some) == [], "means always are kept"
+        provide(encoder, some[:2], "float16", store, where="cache")
+        assert store.missing(fingerprint, "float16", some) == some[2:]
+    provide(encoder, some, "float16", store, name="tiny", share_cnn=True)
+    assert store.missing(fingerprint, "float16", some) == []
+    assert {entry.kind for entry in store.entries()} == {"mean", "float16", "cnn"}
+    monkeypatch.setattr(encoder, "forward", None)
+    x, _ = provide(encoder, some, "float16", store).batch([1, 0])
+    assert x.shape[:2] == (encoder.num_layers, 2)
+
+
+@pytest.mark.parametrize("where", ["cache", "recompute"])
+def test_batches_in_order_are_the_batches(
+    encoder: Encoder, some: list[Clip], store: Store, where: Any
+) -> None:
+    features = provide(encoder, some, "float16", store, where=where)
+    order = [[0, 1], [2], [4, 3], [1], [0], [2, 3], [1]]
+    for indices, (x, lens) in zip(order, in_order(features, order), strict=True):
+        expected = features.batch(indices)
+        assert torch.equal(x, expected[0]) and torch.equal(lens, expected[1])
+
+
+def test_recomputed_batches_may_be_trained_on(
+    encoder: Encoder, some: list[Clip], store: Store
+) -> None:
+    x, _ = provide(encoder, some, "float16", store, where="recompute").batch([0])
+    weight = torch.ones(1, requires_grad=True)
+    (x * weight).sum().backward()
+    assert weight.grad is not None
+
+
+class Unfaithful(Upstream):
+    """Promises two layers of three numbers and gives what the test says."""
+
+    num_layers, dim, stride = 2, 3, 160
+    source = "mine.py"
+
+    def __init__(self, give: Any) -> None:
+        super().__init__()
+        self.give = give
+
+    def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
+        return self.give(len(wavs), lens // 160)
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda b, n: Hidden(torch.zeros(2, b, int(n.max()), 4), n),
+        lambda b, n: Hidden(torch.zeros(3, b, int(n.max()), 3), n),
+        lambda b, n: Hidden(torch.zeros(2, 1, int(n.max()), 3), n),
+        lambda b, n: Hidden(torch.zeros(b, int(n.max()), 3), n),
+        lambda b, n: Hidden(torch.zeros(2, b, int(n.max()), 3, dtype=torch.float64), n),
+        lambda b, n: Hidden(torch.zeros(2, b, int(n.max()), 3), n.float()),
+        lambda b, n: Hidden(torch.zeros(2, b, int(n.max()), 3), n[:1]),
+        lambda b, n: Hidden(torch.zeros(2, b, int(n.max()), 3), n + 1),
+        lambda b, n: Hidden(torch.zeros(2, b, int(n.max()), 3), n * 0),
+        lambda b, n: [torch.zeros(b, int(n.max()), 3)] * 2,
+        lambda b, n: torch.zeros(2, b, int(n.max()), 3),
+        lambda b, n: None,
+    ],
+)
+def test_a_broken_promise_is_an_error_at_the_first_batch(
+    some: list[Clip], store: Store, give: Any
+) -> None:
+    upstream = Unfaithful(give)
+    for where in ("cache", "recompute"):
+        with pytest.raises(UserError) as caught:
+            provide(upstream, some[:3], "float16", store, where=where).batch([0, 1])
+        line = str(caught.value)
+        assert "\n" not in line and line.startswith("mine.py:Unfaithful: promised ")
+        assert line.endswith("run: benchmark.py check --upstream mine.py:Unfaithful")
+    assert store.missing(upstream.fingerprint(), "float16", some) == some
 
 
 def test_a_users_own_class_works_everywhere(
@@ -249,7 +357,7 @@ def test_a_users_own_class_works_everywhere(
 ) -> None:
     plain = Plain(encoder)
     cache.extract(plain, some, ["mean", "float16", "int8"], store, share_cnn=True)
-    x, lens = cache.Recomputed(plain, some, store).batch([2, 1])
+    x, lens = provide(plain, some, "float16", store, where="recompute").batch([2, 1])
     y, _ = read(store, plain, "float16", some).batch([2, 1])
     for row, n in enumerate(lens):
         assert relative(y[:, row, :n], x[:, row, :n]) < 3e-4
@@ -290,7 +398,7 @@ def test_only_what_a_kind_misses_is_written(
     cache.extract(encoder, some[:2], ["mean"], store)
     cache.extract(encoder, some, ["mean", "float16"], store)
     assert {(e.kind, e.clips) for e in store.entries()} == {("mean", 5), ("float16", 5)}
-    rows = [len(np.load(p)) for p in store.folder(encoder.fingerprint(), "mean").glob("*.npy")]
+    rows = [len(np.load(p)) for p in store.folder(encoder.fingerprint(), "mean").rglob("*.npy")]
     assert sorted(rows) == [2, 3]
 
 
@@ -310,7 +418,7 @@ def test_estimated_bytes_are_those_on_disk(encoder: Encoder, store: Store, tmp_p
     cache.extract(encoder, known(tmp_path, path), ["mean", "float16", "int8", "cnn"], store)
     for entry in store.entries():
         folder = store.folder(entry.fingerprint, entry.kind)
-        size = sum(np.load(array).nbytes for array in folder.glob("*.npy"))
+        size = sum(np.load(array).nbytes for array in folder.rglob("*.npy"))
         assert cache.bytes_of(encoder, entry.kind, 4.0) == pytest.approx(size, rel=0.01)
 
 
@@ -339,7 +447,7 @@ def test_a_batch_that_does_not_fit_is_halved(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     wavs = [clip.load() for clip in some]
-    whole = cache.forward(encoder, wavs)
+    whole = forward(encoder, wavs)
     for part in ("forward", "convolve", "contextual"):
         real = getattr(encoder, part)
 
@@ -349,7 +457,7 @@ def test_a_batch_that_does_not_fit_is_halved(
             return real(x, *args)
 
         monkeypatch.setattr(encoder, part, small)
-    split = cache.forward(encoder, wavs)
+    split = forward(encoder, wavs)
     assert torch.equal(whole.lens, split.lens)
     assert torch.allclose(whole.mean(), split.mean(), atol=1e-4)
     assert "halves" in capsys.readouterr().out

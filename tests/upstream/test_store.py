@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
-import subprocess
-import sys
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from torch import Tensor
 from upstream.base import Hidden, Upstream
 from upstream.common.errors import UserError
 from upstream.features import extract as cache
-from upstream.features import shards as shard
+from upstream.features import shards
 from upstream.features.clips import Clip, clips
 from upstream.features.store import Entry, Store
 
@@ -124,9 +125,9 @@ def test_reading_a_corpus_takes_the_memory_of_a_batch(store: Store) -> None:
 
     made = [Clip("", None, None, 1.0, f"{i:016d}") for i in range(64)]
     for first in range(0, 64, 16):
-        with shard.Writer(store.folder("f", "float16"), made[first : first + 16]) as writer:
+        with shards.Writer(store.folder("f", "float16"), made[first : first + 16]) as writer:
             for clip in made[first : first + 16]:
-                writer.add(clip, {"": np.ones((1 << 10, 2, 1 << 10), np.float16)}, 1 << 10, 0.0)
+                writer.add(clip, {"rows": np.ones((1 << 10, 2, 1 << 10), np.float16)}, 1 << 10, 0.0)
             writer.commit()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = peak()
@@ -150,14 +151,15 @@ def test_a_damaged_byte_is_found_on_first_touch(
 ) -> None:
     fingerprint = upstream.fingerprint()
     cache.extract(upstream, some, [kind], store)
-    files = list(store.folder(fingerprint, kind).glob("*.npy"))
+    files = list(store.folder(fingerprint, kind).rglob("*.npy"))
     for file in files:
         damage(file, place)
     with pytest.raises(UserError, match="damaged on disk; removed, the same command") as error:
         features = store.open(fingerprint, kind, some)
         features.batch([0])
     assert "\n" not in str(error.value)
-    assert names(store.folder(fingerprint, kind)) == ["used"]
+    left = [name for name in names(store.folder(fingerprint, kind)) if "reading" not in name]
+    assert left == ["used"]
     assert store.missing(fingerprint, kind, some) == some
     cache.extract(upstream, some, [kind], store)
     store.open(fingerprint, kind, some).batch([0])
@@ -165,7 +167,7 @@ def test_a_damaged_byte_is_found_on_first_touch(
 
 def test_a_damaged_scale_is_found(store: Store, upstream: Logging, some: list[Clip]) -> None:
     cache.extract(upstream, some, ["int8"], store)
-    damage(next(store.folder(upstream.fingerprint(), "int8").glob("*.scales.npy")), -1)
+    damage(next(store.folder(upstream.fingerprint(), "int8").rglob("scales.npy")), -1)
     with pytest.raises(UserError, match=r"scales\.npy: damaged"):
         store.open(upstream.fingerprint(), "int8", some).batch([0])
 
@@ -176,12 +178,23 @@ def test_a_damaged_json_or_short_array_is_no_shard(
     folder = store.folder(upstream.fingerprint(), "float16")
     for ending, harm in (("json", lambda p: damage(p, 40)), ("npy", lambda p: os.truncate(p, 200))):
         cache.extract(upstream, some, ["float16"], store)
-        harm(next(folder.glob(f"*.{ending}")))
+        harm(next(folder.rglob(f"*.{ending}")))
         assert store.missing(upstream.fingerprint(), "float16", some) == some
         # its leftovers go when anything is written, whatever the new shard is called
         cache.extract(upstream, some[:2], ["float16"], store)
-        assert len(names(folder)) == 3  # json, npy, used
+        assert len(names(folder)) == 2  # the shard, used
         clear(store)
+
+
+def test_a_shard_that_is_damaged_is_written_again(
+    store: Store, upstream: Logging, some: list[Clip]
+) -> None:
+    folder = store.folder(upstream.fingerprint(), "mean")
+    cache.extract(upstream, some, ["mean"], store)
+    before = names(folder)
+    (folder / before[0] / "shard.json").unlink()
+    cache.extract(upstream, some, ["mean"], store)
+    assert names(folder) == before and store.missing(upstream.fingerprint(), "mean", some) == []
 
 
 def test_a_killed_extraction_leaves_nothing_that_counts(
@@ -193,20 +206,24 @@ def test_a_killed_extraction_leaves_nothing_that_counts(
     process.join()
     assert process.exitcode == 9
     folder = store.folder(upstream.fingerprint(), "int8")
-    assert any(name.endswith(".tmp") for name in names(folder))
+    assert any(name.startswith(".part-") for name in names(folder))
+    assert any(name.startswith("reading-") for name in names(folder))
     assert store.missing(upstream.fingerprint(), "int8", some) == some
+    assert not store.entries()[0].busy
     cache.extract(upstream, some[1:], ["int8"], store)  # another shard: cleans up all the same
-    assert {name.split(".", 1)[-1] for name in names(folder)} == {
-        "used", "json", "npy", "scales.npy"
-    }  # fmt: skip
-    assert len(names(folder)) == 4
+    assert len(names(folder)) == 2  # the shard, used
+    shard = folder / min(names(folder))
+    assert names(shard) == ["rows.npy", "scales.npy", "shard.json"]
 
 
 def _die(store: Store, upstream: Logging, some: list[Clip]) -> None:
-    with shard.Writer(store.folder(upstream.fingerprint(), "int8"), some) as writer:
-        rows: dict[str, np.ndarray] = {"": np.zeros((9, 2, 3), np.int8), "scales": np.ones((9, 2))}
+    with shards.Writer(store.folder(upstream.fingerprint(), "int8"), some) as writer:
+        rows: dict[str, np.ndarray] = {
+            "rows": np.zeros((9, 2, 3), np.int8),
+            "scales": np.ones((9, 2)),
+        }
         writer.add(some[0], rows, 9, 0.0)
-        writer.columns[""].close()  # the first array is in place, the second is not
+        writer.columns["rows"].close()  # the first array is done, the second is not
         os._exit(9)
 
 
@@ -221,7 +238,7 @@ def test_an_error_in_the_middle_leaves_nothing(
 
 
 def test_two_processes_share_the_work(store: Store, upstream: Logging, some: list[Clip]) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
     args = (barrier, store, upstream.log, some)
     processes = [context.Process(target=_extract, args=args) for _ in range(2)]
@@ -233,7 +250,32 @@ def test_two_processes_share_the_work(store: Store, upstream: Logging, some: lis
     assert upstream.passed() == len(some), "each utterance passed in one of the two"
     assert store.missing(upstream.fingerprint(), "float16", some) == []
     store.open(upstream.fingerprint(), "float16", some).batch(range(len(some)))
-    assert not list(store.root.rglob("*.tmp")) and not list(store.root.rglob("*.lock"))
+    assert not list(store.root.rglob("*.lease")) and not list(store.root.rglob(".part-*"))
+
+
+def test_a_killed_writers_work_is_taken_over_at_once(
+    store: Store, upstream: Logging, some: list[Clip]
+) -> None:
+    """One process computes a shard and is killed; the other, which waited, computes it."""
+    context = multiprocessing.get_context("fork")
+    held, killed = context.Event(), context.Event()
+    process = context.Process(target=_hold_and_die, args=(store, upstream, some, held, killed))
+    process.start()
+    held.wait()
+    begun = time.monotonic()
+    threading.Thread(target=process.join).start()  # or its number would stay in use
+    killed.set()
+    cache.extract(upstream, some, ["mean"], store)
+    assert time.monotonic() - begun < 30, "a lease of another host's would be 60 s old first"
+    assert store.missing(upstream.fingerprint(), "mean", some) == [] and upstream.passed() == 6
+
+
+def _hold_and_die(store: Store, upstream: Logging, some: list[Clip], held: Any, die: Any) -> None:
+    with shards.Writer(store.folder(upstream.fingerprint(), "mean"), cache.shards(some)[0]):
+        held.set()
+        die.wait()
+        time.sleep(0.5)  # the other one waits by now
+        os._exit(9)
 
 
 def _extract(barrier: object, store: Store, log: Path, some: list[Clip]) -> None:
@@ -243,34 +285,42 @@ def _extract(barrier: object, store: Store, log: Path, some: list[Clip]) -> None
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Another process holds a shared lock on `path`."""
-    code = (
-        "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_SH);"
-        "print(flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout and process.stdin
-    process.stdout.readline()
+def read_elsewhere(folder: Path) -> Iterator[None]:
+    """Another process reads an entry."""
+    context = multiprocessing.get_context("fork")
+    begun, ended = context.Event(), context.Event()
+    process = context.Process(target=_read, args=(folder, begun, ended))
+    process.start()
+    begun.wait()
     try:
         yield
     finally:
-        process.stdin.close()
-        process.wait()
+        ended.set()
+        process.join()
+
+
+def _read(folder: Path, begun: Any, ended: Any) -> None:
+    with shards.reading(folder):
+        begun.set()
+        ended.wait()
 
 
 @pytest.fixture
 def three(store: Store, tmp_path: Path, some: list[Clip]) -> list[str]:
     """Fingerprints of three upstreams, least recently used first."""
     found = []
-    for age, scale in enumerate((1.0, 2.0, 3.0)):
+    for scale in (1.0, 2.0, 3.0):
         one = Logging(tmp_path / "log", scale)
         cache.extract(one, some, ["float16"], store, name=f"scale {scale:g}")
         found.append(one.fingerprint())
-        os.utime(store.folder(found[-1], "float16") / "used", (1e9 + age, 1e9 + age))
+    used(store, found)
     return found
+
+
+def used(store: Store, fingerprints: list[str]) -> None:
+    """Make them the least recently used first, long ago."""
+    for age, fingerprint in enumerate(fingerprints):
+        os.utime(store.folder(fingerprint, "float16") / "used", (1e9 + age, 1e9 + age))
 
 
 def test_entries_tell_what_there_is(store: Store, three: list[str], some: list[Clip]) -> None:
@@ -279,7 +329,8 @@ def test_entries_tell_what_there_is(store: Store, three: list[str], some: list[C
     first = entries[0]
     assert (first.kind, first.name, first.clips) == ("float16", "scale 1", len(some))
     assert first.hours * 3600 == pytest.approx(sum(clip.seconds for clip in some))
-    size = sum(p.stat().st_size for p in store.folder(three[0], "float16").iterdir())
+    files = store.folder(three[0], "float16").rglob("*")
+    size = sum(path.stat().st_size for path in files if path.is_file())
     assert first.gigabytes == size / 1e9 and first.used == 1e9
     assert not any(entry.busy for entry in entries)
 
@@ -300,7 +351,8 @@ def test_what_is_kept_or_in_use_is_not_evicted(
     store: Store, three: list[str], some: list[Clip]
 ) -> None:
     size = store.entries()[0].gigabytes
-    with held(store.folder(three[0], "float16") / "used"):
+    with read_elsewhere(store.folder(three[0], "float16")):
+        used(store, three)
         assert [entry.busy for entry in store.entries()] == [True, False, False]
         gone = store.evict(0, 2.5 * size, {(three[1], "float16")})
         assert [entry.fingerprint for entry in gone] == [three[2]]
@@ -323,17 +375,49 @@ def test_clear_goes_by_fingerprint(store: Store, three: list[str]) -> None:
     assert list(store.root.iterdir()) == []
 
 
-def test_a_lock_on_a_removed_file_does_not_count(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    first = shard.exclusive(path)
-    with pytest.raises(BlockingIOError):
-        shard.exclusive(path, wait=False)
-    path.unlink()
-    second = shard.exclusive(path, wait=False)
-    assert os.path.samestat(os.fstat(second.fileno()), path.stat())
-    first.close()
-    with path.open() as third, pytest.raises(BlockingIOError):
-        fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def test_a_reader_killed_on_another_host_keeps_nothing_for_ever(
+    store: Store, three: list[str]
+) -> None:
+    folder = store.folder(three[0], "float16")
+    with shards.reading(folder):
+        marker = next(folder.glob("reading-*"))
+        content = marker.read_text()
+    mine, foreign = (socket.gethostname(), str(os.getpid())), ("elsewhere", "1")
+    for before, after in zip(mine, foreign):
+        content = content.replace(before, after)
+    marker.write_text(content)
+    assert shards.in_use(folder)
+    os.utime(marker, (time.time() - 3_600,) * 2)
+    assert not shards.in_use(folder) and not marker.exists()
+
+
+def test_an_entry_that_goes_while_it_is_begun_anew(
+    store: Store, upstream: Logging, some: list[Clip]
+) -> None:
+    """Readers and eviction side by side: whole features or one clear line, never half."""
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_churn, args=(store, upstream, some, number)) for number in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def _churn(store: Store, upstream: Logging, some: list[Clip], number: int) -> None:
+    for _ in range(6):
+        if number == 0:
+            clear(store)
+            continue
+        cache.extract(upstream, some, ["float16"], store)
+        try:
+            x, _ = store.open(upstream.fingerprint(), "float16", some).batch([0, 5])
+        except UserError as error:
+            assert "features are gone; the same command" in str(error)
+        else:
+            assert x.any()
 
 
 def test_a_store_that_cannot_be_written_is_one_line(

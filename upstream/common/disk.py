@@ -105,7 +105,9 @@ def lease(folder: Path, *, wait: bool, name: str = LEASE) -> Iterator[bool]:
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        claim = filelock.SoftFileLease(folder / name, lease_duration=LEASE_SECONDS)
+        claim = filelock.SoftFileLease(
+            folder / name, lease_duration=LEASE_SECONDS, thread_local=False
+        )
         with contextlib.suppress(filelock.Timeout):
             claim.acquire(blocking=wait, poll_interval=0.2)
     if not claim.is_locked:

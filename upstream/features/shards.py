@@ -1,33 +1,36 @@
-"""One shard of features on disk: written whole or not at all, verified before it is believed.
+"""One shard of features on disk: a folder that appears whole or not at all, verified when read.
 
-    <name>.npy, <name>.scales.npy   rows of its clips
-    <name>.json                     whose rows they are, with checksums; written last
-    <name>.lock                     only while it is written, or left by a killed process
-
-Without a valid json there is no shard. Locks are flock(2): the system frees a killed process's.
+<name>/rows.npy, <name>/scales.npy   rows of its clips
+<name>/shard.json                    whose rows they are, with checksums
+<name>.lease                         while it is written (see upstream/common/disk.py)
+reading-*.lease                      one for each process that uses the shards of the entry
+.part-<name>-*/                      a shard in the making, or left by a killed process
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import json
 import os
+import shutil
+import time
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.features.clips import Clip
 from upstream.features.codec import Array, Mapped
 
-FORMAT = 1  # raise when the same audio and weights give other features than before
+FORMAT = 2  # raise when the same audio and weights give other features than before
 BLOCK = 1 << 22  # bytes read at once
-USED = "used"  # an entry's lock; its time is the entry's last use
+JSON = "shard.json"
+USED = "used"  # its time is the entry's last use
 AGAIN = "the same command computes it again"
 
 _verified: set[tuple[int, ...]] = set()  # stamps of array files whose checksum was right
@@ -36,7 +39,7 @@ _verified: set[tuple[int, ...]] = set()  # stamps of array files whose checksum 
 class Shard(NamedTuple):
     """A finished shard, as its json describes it."""
 
-    path: Path  # without ending
+    path: Path  # its folder
     keys: list[str]  # of its clips, in the order of their rows
     lens: list[int]  # frames
     shape: list[int]  # of a row: [L, D], or [C] of a CNN
@@ -45,7 +48,7 @@ class Shard(NamedTuple):
     error: float  # relative RMS error of int8, 0 for the other kinds
 
     def file(self, array: str) -> Path:
-        return _file(self.path, array)
+        return self.path / f"{array}.npy"
 
     def verify(self) -> None:
         """Raises UserError, and removes the shard, if a byte of its arrays has changed.
@@ -63,8 +66,8 @@ class Shard(NamedTuple):
             except OSError:
                 right = False
             if not right:
-                with exclusive(self.path.with_suffix(".lock")):
-                    discard(self.path)
+                with _claim(self.path, wait=True):
+                    shutil.rmtree(self.path, ignore_errors=True)
                 raise UserError(f"{path}: damaged on disk; removed, {AGAIN}")
             _verified.add(stamp)
 
@@ -75,38 +78,28 @@ class Shard(NamedTuple):
 
 
 def read(path: Path) -> Shard | None:
-    """The shard at `path` (without ending), None if there is no whole one."""
+    """The shard in the folder `path`, None if there is no whole one."""
+    facts = disk.read_checked(path / JSON)
     try:
-        content, crc = path.with_suffix(".json").read_bytes().splitlines()
-        if zlib.crc32(content) != int(crc):
+        if facts is None or facts.pop("format") != FORMAT:
             return None
-        found = json.loads(content)
-        if found.pop("format") != FORMAT:
-            return None
-        shard = Shard(path, **found)
+        shard = Shard(path, **facts)
         sizes = [shard.file(array).stat().st_size for array in shard.arrays]
-    except (OSError, ValueError):  # not there; not ours
+    except (OSError, KeyError, TypeError):  # not there; not ours
         return None
     return shard if sizes == [size for size, _ in shard.arrays.values()] else None
 
 
 def read_all(folder: Path) -> list[Shard]:
-    """Every whole shard in a folder."""
-    found = (read(path.with_suffix("")) for path in sorted(folder.glob("*.json")))
-    return [shard for shard in found if shard]
-
-
-def discard(path: Path) -> None:
-    """Remove every file of the shard at `path`, the json first; its lock must be held."""
-    path.with_suffix(".json").unlink(missing_ok=True)
-    for file in path.parent.glob(f"{path.name}.*"):
-        file.unlink(missing_ok=True)
+    """Every whole shard of an entry."""
+    paths = sorted(path.parent for path in folder.glob(f"[!.]*/{JSON}"))
+    return [shard for shard in map(read, paths) if shard]
 
 
 class Writer:
     """A shard in the making: rows go to disk as they come, and nobody sees any before `commit`.
 
-    As a context it holds the shard's lock, for which a second process with the same clips waits,
+    As a context it holds the shard's lease, for which a second process with the same clips waits,
     and leaves a whole shard or nothing. Raises UserError where it cannot write.
     """
 
@@ -114,49 +107,53 @@ class Writer:
         """The name of the shard follows from the `clips` it is going to hold."""
         keys = "\n".join(clip.key for clip in clips).encode()
         self.path = folder / hashlib.blake2b(keys, digest_size=8).hexdigest()
+        self.part = folder / f"{disk.PART}{self.path.name}-{uuid.uuid4().hex}"
         self.columns: dict[str, _Column] = {}
         self.clips: list[Clip] = []
         self.lens: list[int] = []
         self.errors: list[float] = []
 
     def __enter__(self) -> Writer:
-        self.entry = use(self.path.parent)  # or it could be evicted meanwhile
-        self.lock = exclusive(self.path.with_suffix(".lock"))
-        _clean(self.path.parent, self.path.name)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(reading(self.path.parent))  # or it could be evicted meanwhile
+            stack.enter_context(_claim(self.path, wait=True))
+            _clean(self.path)
+            stack.callback(shutil.rmtree, self.part, ignore_errors=True)
+            with disk.writing(self.path):
+                self.part.mkdir()
+            self.stack = stack.pop_all()
         return self
 
     def add(self, clip: Clip, arrays: dict[str, Array], frames: int, error: float) -> None:
         """Append the rows of one clip."""
-        for name, array in arrays.items():
-            if name not in self.columns:
-                self.columns[name] = _Column(_file(self.path, name), array)
-            self.columns[name].append(array)
+        with disk.writing(self.path):
+            for name, array in arrays.items():
+                if name not in self.columns:
+                    self.columns[name] = _Column(self.part / f"{name}.npy", array)
+                self.columns[name].append(array)
         self.clips.append(clip)
         self.lens.append(frames)
         self.errors.append(error)
 
     def commit(self) -> None:
         """Make the rows visible."""
-        content = {
-            "format": FORMAT,
-            "keys": [clip.key for clip in self.clips],
-            "lens": self.lens,
-            "shape": self.columns[""].shape,
-            "seconds": sum(clip.seconds for clip in self.clips),
-            "error": (sum(e * e for e in self.errors) / len(self.errors)) ** 0.5,
-            "arrays": {name: column.close() for name, column in self.columns.items()},
-        }
-        body = json.dumps(content).encode()
-        replace(self.path.with_suffix(".json"), body + b"\n%d\n" % zlib.crc32(body))
+        with disk.writing(self.path):
+            facts = {
+                "format": FORMAT,
+                "keys": [clip.key for clip in self.clips],
+                "lens": self.lens,
+                "shape": self.columns["rows"].shape,
+                "seconds": sum(clip.seconds for clip in self.clips),
+                "error": (sum(e * e for e in self.errors) / len(self.errors)) ** 0.5,
+                "arrays": {name: column.close() for name, column in self.columns.items()},
+            }
+            disk.write_checked(self.part / JSON, facts)
+            os.rename(self.part, self.path)
 
     def __exit__(self, *_: object) -> None:
         for column in self.columns.values():
             column.file.close()
-        if read(self.path) is None:
-            discard(self.path)
-        self.path.with_suffix(".lock").unlink(missing_ok=True)
-        self.lock.close()
-        self.entry.close()
+        self.stack.close()
 
 
 class _Column:
@@ -165,10 +162,8 @@ class _Column:
     def __init__(self, path: Path, first: Array) -> None:
         self.path, self.rows, self.crc = path, 0, 0
         self.type, self.shape = first.dtype.str, first.shape[1:]
-        with writing(path):
-            self.temporary = path.with_suffix(".tmp")
-            self.file = self.temporary.open("wb")
-            self._header()
+        self.file = path.open("wb")
+        self._header()
 
     def _header(self) -> None:
         # NumPy pads the header so that the number of rows may grow
@@ -177,95 +172,75 @@ class _Column:
         np.lib.format.write_array_header_1_0(self.file, facts)
 
     def append(self, array: Array) -> None:
-        with writing(self.path):
-            self.file.write(array.data)
+        self.file.write(array.data)
         self.crc = zlib.crc32(array.data, self.crc)
         self.rows += len(array)
 
     def close(self) -> tuple[int, int]:
         """Finish the file: its bytes and checksum, as `_checksum` reads it."""
-        with writing(self.path):
-            size = self.file.tell()
-            self.file.seek(0)
-            self._header()
-            length = self.file.tell()
-            self.file.close()
-            with self.temporary.open("rb") as file:
-                header = file.read(length)
-            os.replace(self.temporary, self.path)
-        return size, zlib.crc32(header, self.crc)
+        size = self.file.tell()
+        self.file.seek(0)
+        self._header()
+        length = self.file.tell()
+        self.file.close()
+        with self.path.open("rb") as file:
+            return size, zlib.crc32(file.read(length), self.crc)
 
 
 def _checksum(path: Path) -> int:
     """CRC-32 of a .npy file: of its data, then of its header, which is written last."""
     with path.open("rb") as file:
         start = file.read(10)
-        file.seek(10 + int.from_bytes(start[8:], "little"))
+        header = start + file.read(int.from_bytes(start[8:], "little"))
         crc = 0
         while block := file.read(BLOCK):
             crc = zlib.crc32(block, crc)
-        file.seek(0)
-        return zlib.crc32(file.read(10 + int.from_bytes(start[8:], "little")), crc)
+    return zlib.crc32(header, crc)
 
 
-def _file(path: Path, array: str) -> Path:
-    return path.with_name(f"{path.name}.{array}.npy" if array else f"{path.name}.npy")
+def _claim(path: Path, wait: bool) -> contextlib.AbstractContextManager[bool]:
+    """The lease of the shard at `path`: whoever holds it may write or remove the shard."""
+    return disk.lease(path.parent, wait=wait, name=f"{path.name}.lease")
 
 
-def _clean(folder: Path, own: str) -> None:
-    """Remove what killed processes and damaged disks have left: files without a whole shard."""
-    for name in {path.name.split(".")[0] for path in folder.iterdir()} - {USED, own}:
-        if read(folder / name):
+def _clean(mine: Path) -> None:
+    """Remove what killed processes and damaged disks have left in the entry; `mine` is claimed."""
+    for path in list(mine.parent.iterdir()):
+        if not path.is_dir() or (read(path) and not path.name.startswith(disk.PART)):
             continue
-        with contextlib.suppress(BlockingIOError), exclusive(folder / f"{name}.lock", wait=False):
-            if not read(folder / name):
-                discard(folder / name)
+        shard = path.with_name(path.name.removeprefix(disk.PART).split("-")[0])
+        claim = contextlib.nullcontext(True) if shard == mine else _claim(shard, wait=False)
+        with claim as ours:
+            if ours and (path != shard or not read(path)):
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def use(folder: Path) -> IO[str]:
-    """Note that an entry is used now; until the result is closed nobody evicts it."""
-    with writing(folder):
-        lock = _locked(folder / USED, fcntl.LOCK_SH)
-        os.utime(folder / USED)
-    return lock
-
-
-def exclusive(path: Path, wait: bool = True) -> IO[str]:
-    """An exclusive lock until the result is closed. BlockingIOError if taken and not `wait`."""
-    with writing(path):
-        return _locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-
-
-def _locked(path: Path, how: int) -> IO[str]:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            try:
-                file = stack.enter_context(path.open("a"))
-                fcntl.flock(file, how)
-                # its owner may have removed it meanwhile: the lock of such a file guards nothing
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    stack.pop_all()
-                    return file
-            except FileNotFoundError:
-                pass
+def door(root: Path) -> contextlib.AbstractContextManager[bool]:
+    """The lease of a whole store, held for moments: while a use is noted or an entry goes."""
+    return disk.lease(root, wait=True, name="door.lease")
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """An error of the disk as one line. BlockingIOError is a lock's and passes."""
-    try:
+def reading(folder: Path) -> Iterator[None]:
+    """Use an entry, which is noted as its last use: nobody evicts it meanwhile."""
+    with contextlib.ExitStack() as stack:
+        with door(folder.parents[1]):
+            name = f"reading-{uuid.uuid4().hex}.lease"
+            stack.enter_context(disk.lease(folder, wait=False, name=name))
+            with disk.writing(folder):
+                (folder / USED).touch()
         yield
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+def in_use(folder: Path) -> bool:
+    """Whether a living process uses the entry; what dead ones left is removed."""
+    for marker in list(folder.glob("reading-*.lease")):
+        with contextlib.suppress(FileNotFoundError):
+            # one look cannot tell whether another host's process lives, but its holder refreshes it
+            if time.time() - marker.stat().st_mtime > 10 * disk.LEASE_SECONDS:
+                marker.unlink()
+                continue
+        with disk.lease(folder, wait=False, name=marker.name) as dead:
+            if not dead:
+                return True
+    return False

@@ -1,7 +1,7 @@
 """Features on disk, by content: what there is, what is missing, and what may go.
 
-    <root>/<fingerprint>/about.json         name and source, for people
-    <root>/<fingerprint>/<kind>/<shard>.*   rows of up to ten minutes of audio (shard.py)
+    <root>/<fingerprint>/about.json          name and source, for people
+    <root>/<fingerprint>/<kind>/<shard>/*    rows of up to ten minutes of audio (shards.py)
 
 Rows are found by the content of their audio, whichever list of utterances they were extracted
 with: tasks that share utterances share their features.
@@ -10,7 +10,6 @@ with: tasks that share utterances share their features.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -22,10 +21,13 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 
+from upstream.common import disk
 from upstream.common.errors import UserError
-from upstream.features import shards as shard
+from upstream.features import shards
 from upstream.features.clips import Clip
 from upstream.features.codec import KINDS, Features, Frames, Kind, Means, Rows
+
+ABOUT = "about.json"
 
 
 class Entry(NamedTuple):
@@ -53,11 +55,12 @@ class Store:
 
     def missing(self, fingerprint: str, kind: Kind, clips: Sequence[Clip]) -> list[Clip]:
         """The clips whose features are not there: in order, none twice."""
-        there = {key for one in shard.read_all(self.folder(fingerprint, kind)) for key in one.keys}
+        shelf = shards.read_all(self.folder(fingerprint, kind))
+        kept = {key for shard in shelf for key in shard.keys}
         wanted: dict[str, Clip] = {}
         for clip in clips:
             wanted.setdefault(clip.key, clip)
-        return [clip for key, clip in wanted.items() if key not in there]
+        return [clip for key, clip in wanted.items() if key not in kept]
 
     def open(self, fingerprint: str, kind: Kind, clips: Sequence[Clip]) -> Features:
         """Features in the order of `clips`, memory-mapped; not evicted while they are alive.
@@ -66,27 +69,25 @@ class Store:
         features that are gone, and in `batch` for a damaged shard, which is removed.
         """
         folder = self.folder(fingerprint, kind)
-        lock = shard.use(folder)
-        shards = shard.read_all(folder)
-        where: dict[str, tuple[int, int, int]] = {}  # shard, first row, frames
-        for number, one in enumerate(shards):
-            rows = [1] * len(one.lens) if kind == "mean" else one.lens
-            firsts = (np.cumsum(rows) - rows).tolist()
-            where.update(zip(one.keys, zip([number] * len(rows), firsts, one.lens)))
+        reading = contextlib.ExitStack()
+        reading.enter_context(shards.reading(folder))
+        shelf = shards.read_all(folder)
+        places: dict[str, tuple[int, int, int, float]] = {}  # shard, first row, frames, error
+        for number, shard in enumerate(shelf):
+            row = 0
+            for key, frames in zip(shard.keys, shard.lens):
+                places[key] = (number, row, frames, shard.error)
+                row += 1 if kind == "mean" else frames
         try:
-            found = np.array([where[clip.key] for clip in clips])
+            table = np.array([places[clip.key] for clip in clips])
         except KeyError as error:
-            lock.close()
-            raise UserError(f"{folder}: features are gone; {shard.AGAIN}") from error
-        lens = torch.from_numpy(found[:, 2].copy())
-        opened = Rows([one.map for one in shards], found[:, :2], lens, shards[0].shape, lock)
-        return Means(opened) if kind == "mean" else Frames(opened)
-
-    def error(self, fingerprint: str, clips: Sequence[Clip]) -> float:
-        """Relative RMS error of the int8 features of `clips`, measured when they were written."""
-        shards = shard.read_all(self.folder(fingerprint, "int8"))
-        errors = {key: one.error for one in shards for key in one.keys}
-        return sum(errors[clip.key] for clip in clips) / len(clips)
+            raise UserError(f"{folder}: features are gone; {shards.AGAIN}") from error
+        lens = torch.from_numpy(table[:, 2].astype(np.int64))
+        place = table[:, :2].astype(np.int64)
+        rows = Rows([shard.map for shard in shelf], place, lens, shelf[0].shape, reading)
+        if kind == "mean":
+            return Means(rows)
+        return Frames(rows, error=float(np.square(table[:, 3]).mean() ** 0.5))
 
     def entries(self) -> list[Entry]:
         """What there is, least recently used first."""
@@ -114,62 +115,44 @@ class Store:
     def remove(self, entry: Entry) -> bool:
         """Remove one entry; False if it is in use."""
         folder = self.folder(entry.fingerprint, entry.kind)
-        if not folder.is_dir():
-            return False
-        try:
-            with shard.exclusive(folder / shard.USED, wait=False):
-                # renamed first: another process may begin the entry anew while its files go
-                os.rename(folder, folder.with_name(f"{time.time_ns()}.gone"))
-        except BlockingIOError:
-            return False
+        with shards.door(self.root):
+            if not folder.is_dir() or shards.in_use(folder):
+                return False
+            # renamed first: another process may begin the entry anew while its files go
+            os.rename(folder, folder.with_name(f"{time.time_ns()}.gone"))
         for gone in self.root.glob("*/*.gone"):  # a killed process's too
             shutil.rmtree(gone, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process may be as far, or begin anew
                 if not any(path.is_dir() for path in gone.parent.iterdir()):
-                    (gone.parent / "about.json").unlink(missing_ok=True)
+                    (gone.parent / ABOUT).unlink(missing_ok=True)
                     gone.parent.rmdir()
         return True
 
     def describe(self, fingerprint: str, name: str, source: str) -> None:
         """Say whose features these are."""
-        path = self.root / fingerprint / "about.json"
-        if not path.exists():
-            shard.replace(path, json.dumps({"name": name, "source": source}).encode())
-
-
-def free_bytes(folder: Path) -> int:
-    """Free disk where `folder` is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+        path = self.root / fingerprint / ABOUT
+        if disk.read_checked(path) is None:
+            disk.write_checked(path, {"name": name, "source": source})
 
 
 def _entry(folder: Path) -> Entry:
-    shards = shard.read_all(folder)
-    try:
-        name = json.loads((folder.parent / "about.json").read_bytes())["name"]
-    except (OSError, ValueError, KeyError):
-        name = ""
-    used = folder / shard.USED
-    try:
-        shard.exclusive(used, wait=False).close()
-        busy = False
-    except BlockingIOError:
-        busy = True
+    shelf = shards.read_all(folder)
+    about = disk.read_checked(folder.parent / ABOUT) or {"name": ""}
+    used = folder / shards.USED
     return Entry(
         folder.parent.name,
         cast(Kind, folder.name),
-        name,
-        len({key for one in shards for key in one.keys}),
-        sum(one.seconds for one in shards) / 3600,
-        sum(map(_size, folder.iterdir())) / 1e9,
-        used.stat().st_mtime,
-        busy,
+        about["name"],
+        len({key for shard in shelf for key in shard.keys}),
+        sum(shard.seconds for shard in shelf) / 3600,
+        sum(map(_size, folder.rglob("*"))) / 1e9,
+        used.stat().st_mtime if used.exists() else 0.0,
+        shards.in_use(folder),
     )
 
 
 def _size(file: Path) -> int:
     try:
-        return file.stat().st_size
+        return file.stat().st_size if file.is_file() else 0
     except OSError:  # renamed by its writer meanwhile
         return 0

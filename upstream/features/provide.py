@@ -1,0 +1,129 @@
+"""The one way to features: from the store, extracted now, or recomputed batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from upstream.base import SAMPLE_RATE, Upstream
+from upstream.common import disk
+from upstream.features.clips import Clip
+from upstream.features.codec import Features, Kind, through
+from upstream.features.extract import bytes_of, extract, unpadded
+from upstream.features.forward import (
+    ahead,
+    contextual,
+    convolved,
+    halving,
+    require_finite,
+    whole,
+)
+from upstream.features.store import Store
+
+Where = Literal["auto", "cache", "recompute"]
+FREE_SHARE = 0.5  # of the free disk that frames may take when nobody says where they belong
+
+
+def provide(
+    upstream: Upstream,
+    clips: Sequence[Clip],
+    kind: Kind,
+    store: Store,
+    *,
+    name: str = "",
+    where: Where = "auto",
+    share_cnn: bool = False,
+    batch_seconds: float = 32.0,
+) -> Features:
+    """Features of `clips`, in their order.
+
+    What the store has is read. What it misses of means is extracted; of frames too where they may
+    be kept (`where`; "auto": they take at most half of the free disk), else all are recomputed
+    for every batch. A recomputed frame is rounded like a kept one: a score is the same either way.
+
+    name, share_cnn, batch_seconds: as of `extract`. Raises UserError, as `extract` and `open` do.
+    """
+    upstream.eval()
+    entry = upstream.cnn_fingerprint() if kind == "cnn" else upstream.fingerprint()
+    missing = store.missing(entry, kind, clips) if entry else list(clips)
+    if where == "auto":
+        size = bytes_of(upstream, kind, sum(clip.seconds for clip in missing))
+        fits = size <= FREE_SHARE * disk.free_bytes(store.root)
+        where = "cache" if fits or kind == "mean" else "recompute"
+    if entry is None or (missing and where == "recompute" and kind != "mean"):
+        return Recomputed(upstream, clips, kind, store)
+    if missing:
+        extract(
+            upstream, missing, [kind], store,
+            name=name, share_cnn=share_cnn, batch_seconds=batch_seconds,
+        )  # fmt: skip
+    return store.open(entry, kind, clips)
+
+
+def in_order(features: Features, order: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """`features.batch` of each in turn; audio is read in threads while those before are in use."""
+    if isinstance(features, Recomputed):
+        for indices, items in ahead(features.read, order):
+            yield features.compute(indices, items)
+    else:
+        yield from map(features.batch, order)
+
+
+class Recomputed:
+    """Frames computed again for every batch: what is left where they may not be kept on disk.
+
+    From the CNN's outputs for those utterances whose outputs are in the store. Batches are where
+    the upstream is.
+    """
+
+    def __init__(self, upstream: Upstream, clips: Sequence[Clip], kind: Kind, store: Store) -> None:
+        self.upstream, self.clips, self.kind = upstream, clips, kind
+        self.layers, self.dim = upstream.num_layers, upstream.dim
+        # only used to sort batches by length; the true lengths come with each batch
+        self.lens = torch.tensor([int(c.seconds * SAMPLE_RATE / upstream.stride) for c in clips])
+        self.squares, self.count = 0.0, 0  # of the codec's errors so far
+        self.row: dict[int, int] = {}  # index of a clip -> its row in the CNN's outputs
+        cnn = upstream.cnn_fingerprint()
+        if kind == "cnn":
+            config: Any = upstream.config  # only an Encoder has a CNN of its own
+            self.layers, self.dim = 1, config.conv_dim[-1]
+        elif cnn:
+            missing = {clip.key for clip in store.missing(cnn, "cnn", clips)}
+            kept = [i for i, clip in enumerate(clips) if clip.key not in missing]
+            if kept:
+                self.row = {index: row for row, index in enumerate(kept)}
+                self.outputs = store.open(cnn, "cnn", [clips[i] for i in kept])
+
+    @property
+    def error(self) -> float:
+        """Relative RMS error of int8 over the utterances so far, 0 for other kinds."""
+        return (self.squares / max(1, self.count)) ** 0.5
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """x [L, B, T, D], lens [B]. Raises UserError for unreadable audio, a damaged shard."""
+        return self.compute(indices, self.read(indices))
+
+    def read(self, indices: Sequence[int]) -> list[Tensor]:
+        """What `compute` needs: the CNN's outputs of a batch, or its audio."""
+        if self._outputs_kept(indices):
+            return unpadded(self.outputs, [self.row[i] for i in indices])
+        return [self.clips[i].load() for i in indices]
+
+    def compute(self, indices: Sequence[int], items: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The batch, from what `read` gave for it."""
+        run = convolved if self.kind == "cnn" else whole
+        hidden = halving(contextual if self._outputs_kept(indices) else run, self.upstream, items)
+        paths = [self.clips[i].path for i in indices]
+        require_finite(hidden.mean(), paths)
+        # not a tensor of an inference, which a head that is trained may not keep; padding is zero
+        x = torch.zeros(hidden.layers.shape, device=hidden.layers.device)
+        for row, (path, n) in enumerate(zip(paths, hidden.lens.tolist())):
+            x[:, row, :n], error = through(self.kind, hidden.layers[:, row, :n], path)
+            self.squares, self.count = self.squares + error**2, self.count + 1
+        return x, hidden.lens.clone()
+
+    def _outputs_kept(self, indices: Sequence[int]) -> bool:
+        return all(i in self.row for i in indices)
