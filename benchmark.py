@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> None:
     """Score upstreams on tasks: build, extract once, train and test what is missing, compare."""
     from downstream.recipe import suite_folder
     from downstream.report import table
-    from downstream.report.results import load as load_results
+    from downstream.report.results import load_results
     from downstream.run import execute, schedule
     from merging.requests import requests
 
@@ -231,10 +231,13 @@ def run(args: argparse.Namespace) -> None:
     revisions = {task.revision for task in prepared}
     mine = [
         r for r in everything
-        if (r.cell.upstream, r.cell.fingerprint) in scored and r.cell.recipe in revisions
+        if (r.cell.upstream, r.cell.fingerprint) in scored and r.cell.revision in revisions
     ]  # fmt: skip
-    print(table.show(table.summary(mine, suite.name, reference)))
-    written = table.write(args.results, everything, reference)
+    # a merged upstream is also shown against the fine-tuned one that it came from
+    also = [one.name for one in work.identities if one.name.split(":")[0] == "finetuned"]
+    references = [*dict.fromkeys([*([reference] if reference else []), *also])]
+    print(table.show(table.summary(mine, suite.name, references)))
+    written = table.write(args.results, everything, references)
     print(f"written: {', '.join(map(str, written))}")
 
 
@@ -252,9 +255,12 @@ def plan(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Two upstreams task by task."""
-    from downstream.report import results, table
+    from downstream.report import compare as pairs
+    from downstream.report import table
+    from downstream.report.results import load_results
 
-    print(table.render(table.compare(args.a, args.b, results.load(args.results)), args.format))
+    found = pairs.compare(args.a, args.b, load_results(args.results))
+    print(table.render(found, args.format))
 
 
 def list_(args: argparse.Namespace) -> None:

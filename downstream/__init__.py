@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from downstream.report.statistics import Difference, Rows
+    from downstream.report.statistics import Estimate, Summary
 
 
-def paired(a: Rows, b: Rows) -> Difference:
-    """`downstream.paired(a, b)`: the difference of two scores; see `statistics.paired`."""
-    from downstream.report.statistics import (
-        paired as difference,  # pandas is imported on the first use
-    )
+def paired(a: Sequence[Summary], b: Sequence[Summary], metric: str) -> Estimate:
+    """`downstream.paired(a, b, "wer")`: the difference of two scores; see `statistics.paired`."""
+    from downstream.report import statistics  # not before it is used
 
-    return difference(a, b)
+    return statistics.paired(a, b, metric)

@@ -226,7 +226,7 @@ def score(requests: Mapping[str, Request], tasks: Sequence[Prepared], options: R
     """
     work = schedule.survey(list(requests.values()), tasks, None, options)
     execute.run(work, options)
-    scores = {result.cell: result.score for result in results.load(options.results)}
+    scores = {result.cell: result.score for result in results.load_results(options.results)}
 
     def mean(identity: Identity, task: Prepared) -> float:
         cells = [scores[cell(identity, task, seed)] for seed in range(task.recipe.train.seeds)]

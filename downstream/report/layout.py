@@ -1,23 +1,27 @@
-"""A grid of strings as aligned text, Markdown or LaTeX. The first row is the header."""
+"""A table of strings as aligned text, Markdown or LaTeX. The first row is the header."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
-Grid: TypeAlias = Sequence[Sequence[str]]
+TextTable: TypeAlias = Sequence[Sequence[str]]
 
 LATEX = {
     "↓": r"$\downarrow$", "↑": r"$\uparrow$", "±": r"$\pm$", "<": "$<$", "_": r"\_", "%": r"\%",
-    "#": r"\#", "&": r"\&",
+    "#": r"\#", "&": r"\&", "†": r"$\dagger$",
 }  # fmt: skip
 
 
-def text(grid: Grid, width: int = 100) -> str:
+def text(table: TextTable, width: int = 100) -> str:
     """Aligned columns. A cell may hold several lines; a long first column is cut at its left,
     because the end of a name tells more (`merged:alpha=0.25`)."""
     lines: list[list[str]] = []
-    for row in grid:
+    for row in table:
         cells = [cell.split("\n") for cell in row]
         depth = max(map(len, cells))
         lines += [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(depth)]
@@ -29,16 +33,31 @@ def text(grid: Grid, width: int = 100) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(x, widths)).rstrip() for x in lines)
 
 
-def markdown(grid: Grid) -> str:
+def wrapped(notes: Iterable[str], width: int = 100) -> str:
+    """One note below the other, long ones on several lines."""
+    return "\n".join(textwrap.fill(note, width, subsequent_indent="   ") for note in notes)
+
+
+def markdown(table: TextTable) -> str:
     """A Markdown table; a second line of a cell follows `<br>`."""
-    safe = [[cell.replace("|", r"\|").replace("\n", "<br>") for cell in row] for row in grid]
+    safe = [[cell.replace("|", r"\|").replace("\n", "<br>") for cell in row] for row in table]
     lines = [f"| {' | '.join(row)} |" for row in safe]
-    return "\n".join([lines[0], "|" + " --- |" * len(grid[0]), *lines[1:]])
+    return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
 
 
-def latex(grid: Grid) -> str:
+def latex(table: TextTable) -> str:
     """A LaTeX tabular that needs no package."""
-    lines = [" & ".join("".join(LATEX.get(c, c) for c in cell) for cell in row) for row in grid]
+    lines = [" & ".join("".join(LATEX.get(c, c) for c in cell) for cell in row) for row in table]
     body = [line + r" \\" for line in lines]
-    head = rf"\begin{{tabular}}{{{'l' * len(grid[0])}}}"
+    head = rf"\begin{{tabular}}{{{'l' * len(table[0])}}}"
     return "\n".join([head, r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}"])
+
+
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A header and rows of values; NaN is empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow("" if isinstance(x, float) and math.isnan(x) else x for x in row)
+    return file.getvalue()

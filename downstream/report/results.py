@@ -1,10 +1,10 @@
-"""The result of one cell on disk: `score.json` and `predictions.jsonl` (see results/README.md)."""
+"""The result of one cell on disk: predictions, their summary, score (see results/README.md)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -14,17 +14,19 @@ from datetime import datetime, timezone
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from downstream.base import Count
+import numpy as np
+
+from downstream.base import Count, Record, Trial
+from downstream.report.statistics import Sample, Summary, summarise
 from downstream.tasks.metrics import Direction
-from upstream.common import PROJECT
+from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError
 
-if TYPE_CHECKING:
-    from downstream.report.statistics import Rows
-
 FORMAT = 1  # of score.json; a later layout must raise it
+SUMMARY = 1  # of summary.json; another number, and it is made again from the predictions
+ROUNDING = 1e-6  # per cent
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Cell:
     fingerprint: str  # 12 hex digits
     suite: str
     task: str
-    recipe: str  # 12 hex digits
+    revision: str  # 12 hex digits: the recipe and the data it was used on
     seed: int
 
     def folder(self, root: Path) -> Path:
-        """`<root>/<upstream>@<fingerprint>/<suite>/<task>@<recipe>/seed<k>`."""
+        """`<root>/<upstream>@<fingerprint>/<suite>/<task>@<revision>/seed<k>`."""
         upstream = f"{safe_name(self.upstream)}@{self.fingerprint}"
-        task = f"{safe_name(self.task)}@{self.recipe}"
+        task = f"{safe_name(self.task)}@{self.revision}"
         return root / upstream / safe_name(self.suite) / task / f"seed{self.seed}"
 
 
@@ -65,6 +67,8 @@ class Score:
     recipe: dict[str, Any]  # the whole recipe
     source: str = ""  # where the upstream's weights came from
     warnings: list[str] = field(default_factory=list)
+    features: str = ""  # kind and precision of what the head was trained on
+    seen: int = 0  # test utterances whose audio and labels the upstream was fine-tuned on
 
 
 @dataclass(frozen=True)
@@ -76,46 +80,60 @@ class Result:
     folder: Path
 
     @cached_property
-    def predictions(self) -> list[Count]:
-        """One per test utterance. Raises UserError if the file is missing or spoilt."""
+    def predictions(self) -> list[Record]:
+        """What the head said of the test set. Raises UserError if the file is spoilt."""
         path = self.folder / "predictions.jsonl"
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
-            return [Count(**json.loads(line)) for line in lines if line]
+            return [_record(json.loads(line)) for line in lines if line]
         except (OSError, ValueError, TypeError) as error:
             raise _spoilt(path, error, f"delete the folder {self.folder}") from None
 
     @cached_property
-    def rows(self) -> Rows:
-        """The predictions as `statistics.Rows`."""
-        columns = ["id", "speaker", "errors", "total", "fold"]
-        import pandas as pd  # a second; only tables need it
+    def summary(self) -> Summary:
+        """Of the predictions, which are read only if they changed since it was last made.
 
-        table = pd.DataFrame(self.predictions, columns=Count._fields)[columns]
-        return table.assign(seed=self.cell.seed)
+        Raises UserError naming the file if predictions and score do not belong together.
+        """
+        path, remedy = self.folder / "predictions.jsonl", f"delete the folder {self.folder}"
+        try:
+            stamp = _stamp(path)
+        except OSError as error:
+            raise _spoilt(path, error, remedy) from None
+        try:
+            summary = _read_summary(self.folder / "summary.json", stamp)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            summary = summarise(self.predictions, self.score.metric)
+            with contextlib.suppress(UserError):  # somebody else's folder can still be read
+                _write_summary(self.folder / "summary.json", stamp, summary)
+        score = float(summary.samples[self.score.metric].whole[0])
+        if not abs(score - self.score.score) < ROUNDING:
+            wrong = ValueError(f"it scores {score:g}, score.json says {self.score.score:g}")
+            raise _spoilt(path, wrong, remedy)
+        return summary
 
 
-def save(root: Path, cell: Cell, result: Score, predictions: Sequence[Count]) -> Path:
-    """Write the two files and return their folder. A cell is finished once score.json exists.
+def save(root: Path, cell: Cell, result: Score, predictions: Sequence[Record]) -> Path:
+    """Write the three files and return their folder. A cell is finished once score.json exists.
 
     An interruption at any point leaves either the whole result or an unfinished cell.
     Raises UserError if the folder cannot be written.
     """
     folder = cell.folder(root)
+    names = asdict(cell)
+    names["recipe"] = names.pop("revision")  # its name in format 1
+    content = {"format": FORMAT, "cell": names, "result": asdict(result)}
     lines = (json.dumps(line._asdict(), ensure_ascii=False) for line in predictions)
-    content = {"format": FORMAT, "cell": asdict(cell), "result": asdict(result)}
-    try:
+    path = folder / "predictions.jsonl"
+    with disk.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # an older score must not vouch for new predictions
         (folder / "score.json").unlink(missing_ok=True)
-        write_atomic(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
-        text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomic(folder / "score.json", text + "\n")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror}; "
-            "check its permissions and the free space, or choose another results folder"
-        ) from None
+        disk.write(path, "".join(f"{line}\n" for line in lines))
+        summary = summarise(predictions, result.metric)
+        _write_summary(folder / "summary.json", _stamp(path), summary)
+    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    disk.write(folder / "score.json", text + "\n")
     return folder
 
 
@@ -124,7 +142,7 @@ def finished(root: Path, cell: Cell) -> bool:
     return (cell.folder(root) / "score.json").is_file()
 
 
-def load(root: Path) -> list[Result]:
+def load_results(root: Path) -> list[Result]:
     """Every finished cell below `root`, in the order of their folders; none if there is no folder.
 
     Raises UserError naming the file if a score.json cannot be understood.
@@ -153,19 +171,6 @@ def safe_name(name: str) -> str:
     return safe[-80:].lstrip("-.") or "unnamed"  # the end of a path says most
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half-written. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def finite(value: Any) -> Any:
     """The value with NaN and infinities as None: JSON has no word for them."""
     if isinstance(value, float):
@@ -190,11 +195,58 @@ def read_cell(path: Path) -> Result:
             for fold, scores in stored["dev"].items()
         }
         result = Score(**{**stored, "dev": dev})
+        names = content["cell"]
+        cell = Cell(revision=names.pop("recipe"), **names)
         if not isinstance(result.score, (int, float)):
             raise ValueError("no score")
-        return Result(Cell(**content["cell"]), result, path.parent)
+        return Result(cell, result, path.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _spoilt(path, error, "delete it") from None
+
+
+def _record(fields: dict[str, Any]) -> Record:
+    return Count(**fields) if "errors" in fields else Trial(**fields)
+
+
+def _stamp(path: Path) -> list[int]:
+    """What tells that a file was written again."""
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _write_summary(path: Path, stamp: list[int], summary: Summary) -> None:
+    samples = {
+        metric: {
+            "score": sample.whole[0],
+            "without": dict(zip(summary.clusters, sample.without[:, 0].tolist())),
+        }
+        for metric, sample in summary.samples.items()
+    }
+    content = {
+        "format": SUMMARY,
+        "predictions": stamp,
+        "test": summary.test,
+        "utterances": summary.utterances,
+        "unit": summary.unit,
+        "metrics": samples,
+    }
+    disk.write(path, json.dumps(finite(content), ensure_ascii=False) + "\n")
+
+
+def _read_summary(path: Path, stamp: list[int]) -> Summary:
+    """Raises whatever comes of a file that is missing, spoilt or of older predictions."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if (content["format"], content["predictions"]) != (SUMMARY, stamp):
+        raise ValueError("of other predictions")
+    samples = {
+        metric: Sample(
+            np.array([stored["score"]], float),
+            np.array([*stored["without"].values()], float)[:, None],
+        )
+        for metric, stored in content["metrics"].items()
+    }
+    clusters = list(next(iter(content["metrics"].values()))["without"])
+    return Summary(content["test"], content["utterances"], content["unit"], clusters, samples)
 
 
 def _spoilt(path: Path, error: Exception, remedy: str) -> UserError:

@@ -1,91 +1,155 @@
-"""How sure a score, or the difference between two, is: t intervals over speakers and head seeds.
+"""How sure a score, or the difference between two, is: t intervals over clusters and head seeds.
 
-One method everywhere. Utterances of one speaker are alike, so the speaker is the unit that was
-drawn: each speaker is left out in turn (the jackknife of a ratio of sums) and the score's movement
-gives the variance. Heads trained from several seeds are a second sample, crossed with the speakers:
-their variance component is added and the degrees of freedom are Satterthwaite's. The interval is
-Student's t, with S - 1 degrees of freedom for S speakers when there is one seed. A percentile
-bootstrap over speakers covers too little with few of them (IEMOCAP has 10), and with many it agrees
-with t, so there is no second method. Simulated coverage is 93-97 % (tests/test_statistics.py), and
-92 % when nearly all variation comes from three seeds. With one seed the interval is about these
-heads only: what another seed would have given is not in it.
+One method everywhere. What was drawn is the cluster: a speaker, or where a task is scored in folds
+the fold, whose speakers share one head. Each cluster is left out in turn (the delete-one jackknife)
+and the movement of the score gives its variance. Heads trained from several seeds are a second
+sample, crossed with the clusters: their variance component is added and the degrees of freedom are
+Satterthwaite's. The interval is Student's t, with C - 1 degrees of freedom for C clusters when
+there is one seed. A percentile bootstrap covers too little with few clusters (IEMOCAP has 5 folds)
+and agrees with t where there are many. tests/downstream/test_statistics.py simulates coverage and
+false positives; with fewer than three seeds the latter reach 13 % and more, so there is no verdict.
+
+All values are in per cent, or percentage points, of the metric as it is shown (accuracy: upwards).
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
+from downstream.base import Count, Record
+from downstream.tasks.metrics import METRICS
 from upstream.common.errors import UserError
 
-# One row per utterance and seed; columns id, speaker, errors, total, seed and, for tasks scored in
-# folds, fold (the score is then the unweighted mean of the folds' scores).
-Rows: TypeAlias = pd.DataFrame
 Array: TypeAlias = NDArray[np.float64]
+
+PREDICTED = {"hypothesis", "errors", "total", "score"}  # all else in a record is the test set's
+
+
+class Sample(NamedTuple):
+    """One metric of K heads that differ in their seed, and again without each of C clusters."""
+
+    whole: Array  # [K]
+    without: Array  # [C, K]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """An error rate, or a difference of two, with its 95 % interval, in percentage points.
+class Summary:
+    """All that statistics need of one head's records."""
 
-    `interval` returns one too: the difference from making no error, whose p means nothing (NaN).
+    test: str  # hash: two heads with the same one were tested on the same
+    utterances: int
+    unit: str  # what a cluster is: speakers or folds
+    clusters: list[str]
+    samples: dict[str, Sample]  # metric -> [1], [C, 1]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score, or a difference of two, with its 95 % interval.
+
     Where no interval can be had, low, high and p are NaN and `reason` says why.
     """
 
-    estimate: float
-    low: float
-    high: float
-    speakers: int
-    p: float  # two-sided, from the same t as the interval
-    utterances: int
-    seeds: int
-    df: float
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan  # two-sided, of being 0
+    standard_error: float = math.nan
+    df: float = math.nan
     reason: str = ""
 
-    def __neg__(self) -> Difference:
-        """The same, seen from the other side."""
-        return replace(self, estimate=-self.estimate, low=-self.high, high=-self.low)
+    @property
+    def detectable(self) -> float:
+        """The true difference that a test like this one finds with a probability of 80 %."""
+        return float(stdtrit(self.df, 0.975) + stdtrit(self.df, 0.8)) * self.standard_error
 
 
-class Spread(NamedTuple):
-    """What `jackknife` returns; rates are fractions, not per cent."""
+def summarise(records: Sequence[Record], metric: str) -> Summary:
+    """The summary of one head's records; `metric` is what records that name none belong to.
 
-    estimate: float
-    variance: float
-    df: float
-    speakers: int
-
-
-def paired(a: Rows, b: Rows) -> Difference:
-    """Error rate of `a` minus that of `b`, paired by utterance and seed.
-
-    Negative means that `a` makes fewer errors; turn the sign (`-d`) to show a metric for which
-    higher is better. Raises UserError if the two do not cover the same utterances and seeds.
+    Raises UserError for no records, an id that comes twice, or references that are all empty.
     """
-    x, y = _wide(a), _wide(b)
-    _require_same("utterances", x.facts.index, y.facts.index)
-    _require_same("head seeds", x.seeds, y.seeds)
-    for column in ("total", "speaker", "fold"):
-        differs = x.facts.index[(x.facts[column] != y.facts[column]).to_numpy()]
-        if len(differs):
-            raise UserError(
-                f"the two results disagree on the {column} of {len(differs)} utterances "
-                f"({_some(differs)}); score both on the same corpus"
-            )
-    return _interval(x.errors - y.errors, x.facts)
+    if not records:
+        raise UserError("there are no predictions to compare; run the benchmark first")
+    if len({(r.id, r.metric) for r in records}) < len(records):
+        raise UserError("utterances are predicted twice; ids must differ")
+    facts = sorted(
+        [str(value) for key, value in r._asdict().items() if key not in PREDICTED] for r in records
+    )
+    by_metric: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_metric[record.metric or metric].append(record)
+    clusters = sorted({r.cluster for r in records})
+    return Summary(
+        test=hashlib.sha256(repr(facts).encode()).hexdigest()[:12],
+        utterances=len({r.id for r in records}),
+        unit="folds" if records[0].fold else "speakers",
+        clusters=clusters,
+        samples={name: _sample(name, group, clusters) for name, group in by_metric.items()},
+    )
 
 
-def interval(rows: Rows) -> Difference:
-    """The error rate of one result with its 95 % interval."""
-    wide = _wide(rows)
-    return replace(_interval(wide.errors, wide.facts), p=math.nan)
+def paired(a: Sequence[Summary], b: Sequence[Summary], metric: str) -> Estimate:
+    """`a` minus `b`, the heads of two upstreams in the order of their seeds, on one test set.
+
+    Raises UserError if the test sets differ or there are not as many heads.
+    """
+    if len({summary.test for summary in [*a, *b]}) > 1:
+        raise UserError("the two were tested on different utterances, references or speakers")
+    if len(a) != len(b):
+        raise UserError(f"{len(a)} head seeds against {len(b)}")
+    x, y = stacked(a, metric), stacked(b, metric)
+    return estimate(Sample(x.whole - y.whole, x.without - y.without))
+
+
+def stacked(summaries: Sequence[Summary], metric: str) -> Sample:
+    """The heads of several seeds side by side."""
+    samples = [summary.samples[metric] for summary in summaries]
+    return Sample(*map(np.hstack, zip(*samples)))
+
+
+def estimate(sample: Sample) -> Estimate:
+    """The mean over heads and its interval.
+
+    The seeds' component is the two-way analysis of variance of the same movements: var(seed means)
+    minus the part that cluster-by-seed noise explains already, never negative.
+    """
+    clusters, seeds = sample.without.shape
+    value = float(sample.whole.mean())
+    moves = sample.without - sample.whole
+    if clusters < 2 or not np.isfinite(moves).all():
+        reason = "one speaker or fold: how far another would move the score cannot be known"
+        return Estimate(value, reason=reason)
+    shrink = (clusters - 1) / clusters
+    mean_moves = moves.mean(1)
+    by_cluster = variance = shrink * float((mean_moves**2).sum())
+    df = float(clusters - 1)
+    if seeds > 1:
+        by_seed = float(sample.whole.var(ddof=1)) / seeds
+        noise = shrink * float(((moves - mean_moves[:, None]) ** 2).sum()) / (seeds * (seeds - 1))
+        if by_seed > noise:
+            variance += by_seed - noise
+            parts = by_cluster**2 / (clusters - 1) + by_seed**2 / (seeds - 1)
+            df = variance**2 / (parts + noise**2 / ((clusters - 1) * (seeds - 1)))
+            # Satterthwaite's formula with a subtraction can fall below either sample's own freedom
+            df = max(df, min(clusters, seeds) - 1)
+    error = math.sqrt(variance)
+    if not sample.whole.any() and not moves.any():  # one result twice, or two perfect ones
+        return Estimate(value, p=1.0, reason="the same errors everywhere: no spread to go by")
+    if error <= 1e-9 * abs(value):
+        return Estimate(value, reason="the same for every speaker or fold: no spread to go by")
+    half = float(stdtrit(df, 0.975)) * error
+    p = 2 * float(stdtr(df, -abs(value) / error))
+    return Estimate(value, value - half, value + half, p, error, df)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -99,116 +163,43 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def jackknife(errors: Array, total: Array, speaker: NDArray, fold: NDArray) -> Spread:
-    """The rate sum(errors) / sum(total), averaged over seeds and folds, and its variance.
+def _sample(metric: str, records: Sequence[Record], clusters: Sequence[str]) -> Sample:
+    """The score of one head, and without each cluster in turn.
 
-    errors [N, K] (utterances, seeds), or differences of two results' errors; total, speaker and
-    fold [N]. Leaving speaker s out moves the rate by exactly -influence / (1 - share), so no loop
-    is needed. The seeds' component is the two-way analysis of variance of the same movements:
-    var(seed means) minus the part that speaker-by-seed noise explains already, never negative.
+    Ratios of sums have a closed form; whatever else is counted again without the cluster. With
+    folds, which are the clusters, the score is their unweighted mean.
     """
-    _, folds = np.unique(fold, return_inverse=True)
-    fold_total = np.bincount(folds, total)
-    if not fold_total.all():
-        raise UserError("all references are empty; check the labels of the test set")
-    # each fold weighs the same, whatever its length; weight @ total is 1
-    weight = 1 / (fold_total[folds] * len(fold_total))
-    _, speakers = np.unique(speaker, return_inverse=True)
-    share = np.bincount(speakers, weight * total)  # [S]
-    rates = weight @ errors  # [K], one per seed
-    size, seeds = len(share), len(rates)
-    if size < 2 or math.isclose(share.max(), 1):
-        return Spread(float(rates.mean()), math.nan, math.nan, size)
-
-    influence = np.zeros((size, seeds))
-    np.add.at(influence, speakers, weight[:, None] * (errors - total[:, None] * rates))
-    moves = influence / (1 - share)[:, None]  # [S, K]
-    mean_moves = moves.mean(1)
-    shrink = (size - 1) / size
-    by_speaker = shrink * float((mean_moves**2).sum())
-    if seeds == 1:
-        return Spread(float(rates[0]), by_speaker, size - 1, size)
-
-    by_seed = float(rates.var(ddof=1)) / seeds
-    noise = shrink * float(((moves - mean_moves[:, None]) ** 2).sum()) / (seeds * (seeds - 1))
-    variance, df = by_speaker, float(size - 1)
-    if by_seed > noise:
-        variance += by_seed - noise
-        parts = by_speaker**2 / (size - 1) + by_seed**2 / (seeds - 1)
-        df = variance**2 / (parts + noise**2 / ((size - 1) * (seeds - 1)))
-        # Satterthwaite's formula with a subtraction can fall below either sample's own freedom
-        df = max(df, min(size, seeds) - 1)
-    return Spread(float(rates.mean()), variance, df, size)
-
-
-class _Wide(NamedTuple):
-    errors: Array  # [N, K]
-    seeds: pd.Index  # [K]
-    facts: pd.DataFrame  # index id [N], sorted; columns total, speaker, fold
-
-
-def _wide(rows: Rows) -> _Wide:
-    if rows.empty:
-        raise UserError("there are no predictions to compare; run the benchmark first")
-    rows = rows if "fold" in rows else rows.assign(fold="")
-    twice = rows.duplicated(["id", "seed"])
-    if twice.any():
-        raise UserError(
-            f"utterances are predicted twice ({_some(rows.id[twice])}); ids must differ"
-        )
-    errors = rows.pivot(index="id", columns="seed", values="errors")
-    if errors.isna().any(axis=None):
-        gaps = errors.index[errors.isna().any(axis=1)]
-        raise UserError(f"{len(gaps)} utterances are missing for some seeds ({_some(gaps)})")
-    by_id = rows.groupby("id")[["total", "speaker", "fold"]]
-    varies = (by_id.nunique() > 1).any(axis=1)
-    if varies.any():
-        raise UserError(
-            f"total, speaker or fold changes between seeds ({_some(varies.index[varies])}); "
-            "the seeds were scored on different corpora: delete the older results"
-        )
-    return _Wide(errors.to_numpy(float), errors.columns, by_id.first())
-
-
-def _interval(errors: Array, facts: pd.DataFrame) -> Difference:
-    total, speaker, fold = (facts[c].to_numpy() for c in ("total", "speaker", "fold"))
-    spread = jackknife(errors, total.astype(float), speaker, fold)
-    estimate, se = spread.estimate, math.sqrt(spread.variance)
-    low = high = p = math.nan
-    reason = ""
-    if math.isnan(se):
-        reason = "one speaker: how far the score would move with another cannot be known"
-    elif not errors.any():  # two perfect results, or one result twice: a tie, of unknown width
-        p, reason = 1.0, "the same errors in every utterance: no spread to estimate from"
-    elif se <= 1e-9 * abs(estimate):
-        reason = "the same score for every speaker: no spread to estimate from"
+    parts: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        parts[record.cluster].append(record)
+    if records[0].fold:
+        alone = np.array([_score(metric, parts[cluster]) for cluster in clusters])
+        whole, without = float(alone.mean()), _rest(alone) / (len(alone) - 1 or math.nan)
+    elif counts := [r for r in records if isinstance(r, Count)]:
+        sums = {cluster: [0.0, 0.0] for cluster in clusters}
+        for count in counts:
+            sums[count.cluster][0] += count.errors
+            sums[count.cluster][1] += count.total
+        errors, total = np.array([*sums.values()]).T
+        rest = 100 * _rest(errors) / np.where(_rest(total) > 0, _rest(total), math.nan)
+        whole = _score(metric, records)
+        without = rest if METRICS[metric].better == "lower" else 100 - rest
     else:
-        half = float(stdtrit(spread.df, 0.975)) * se
-        low, high = 100 * (estimate - half), 100 * (estimate + half)
-        p = 2 * float(stdtr(spread.df, -abs(estimate) / se))
-    return Difference(
-        100 * estimate,
-        low,
-        high,
-        spread.speakers,
-        p,
-        len(total),
-        errors.shape[1],
-        spread.df,
-        reason,
-    )
+        whole = _score(metric, records)
+        parted = ([r for r in records if r.cluster != cluster] for cluster in clusters)
+        without = np.array([_score(metric, part) for part in parted])
+    return Sample(np.array([whole]), without[:, None])
 
 
-def _require_same(what: str, a: pd.Index, b: pd.Index) -> None:
-    only_a, only_b = a.difference(b), b.difference(a)
-    if len(only_a) or len(only_b):
-        parts = [
-            f"{len(only)} only in the {which} ({_some(only)})"
-            for only, which in ((only_a, "first"), (only_b, "second"))
-            if len(only)
-        ]
-        raise UserError(f"the two results have different {what}: {', '.join(parts)}")
+def _rest(parts: Array) -> Array:
+    """Of each part, the sum of all others."""
+    return parts.sum() - parts
 
 
-def _some(names: pd.Index | pd.Series) -> str:
-    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
+def _score(metric: str, records: Sequence[Record]) -> float:
+    counts = [r for r in records if isinstance(r, Count)]
+    total = sum(r.total for r in counts)
+    if total <= 0:
+        raise UserError("all references are empty; check the labels of the test set")
+    rate = 100 * sum(r.errors for r in counts) / total
+    return rate if METRICS[metric].better == "lower" else 100 - rate

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import upstream
 from downstream import recipe
-from downstream.report.results import load as load_results
+from downstream.report.results import load_results
 from downstream.run import cell as evaluate
 from downstream.run import execute as jobs
 from downstream.run.cell import Prepared

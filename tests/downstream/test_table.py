@@ -1,26 +1,29 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from downstream.base import Count
-from downstream.report import layout as grid
-from downstream.report.results import PROJECT, Cell, Result, Score, load, save
+from downstream.report import layout
+from downstream.report.compare import Row, compare, detectable
+from downstream.report.groups import TaskVersion
+from downstream.report.results import Cell, Result, Score, load_results, save
 from downstream.report.statistics import paired
-from downstream.report.table import compare, render, show, summary, superb_score, write
+from downstream.report.table import Table, render, show, summary, write
 from downstream.tasks.metrics import METRICS
 from upstream.common.errors import UserError
 
-PUBLISHED = PROJECT / "results" / "published"
 TASKS = {"asr": "wer", "er": "accuracy", "pr": "per", "sid": "accuracy"}
 RATES = {"base": 0.30, "tuned": 0.42, "merged:alpha=0.25": 0.18}
 
 
-def put(root: Path, upstream: str, task: str, seed: int, rate: float, **cell: str) -> None:
+def put(
+    root: Path, upstream: str, task: str, seed: int, rate: float, seen: int = 0, **cell: str
+) -> None:
     """A finished cell whose error rate is about `rate`; speakers 0 to 11 differ a little."""
     rng = np.random.default_rng(seed)
     metric = METRICS[TASKS[task]]
@@ -35,8 +38,13 @@ def put(root: Path, upstream: str, task: str, seed: int, rate: float, **cell: st
         metric=metric.name, better=metric.better, n=len(lines), speakers=12, steps=1, seconds=1,
         score=100 * (errors if metric.better == "lower" else 1 - errors), lr={"": 1e-3},
         dev={"": {"0.001": 1.0}}, device="cpu", versions={}, git={}, created="", recipe={},
+        seen=seen,
     )  # fmt: skip
-    where = {"fingerprint": f"{upstream[0]}00000000000", "suite": "demo", "recipe": "ab" * 6} | cell
+    where = {
+        "fingerprint": f"{upstream[0]}00000000000",
+        "suite": "demo",
+        "revision": "ab" * 6,
+    } | cell
     save(root, Cell(upstream=upstream, task=task, seed=seed, **where), score, lines)
 
 
@@ -46,69 +54,144 @@ def results(tmp_path: Path) -> list[Result]:
         for task in TASKS:
             for seed in range(3):
                 put(tmp_path, upstream, task, seed, rate)
-    return load(tmp_path)
+    return load_results(tmp_path)
 
 
-def test_summary_is_the_paired_statistics_turned_the_metrics_way(results: list[Result]) -> None:
-    table = summary(results, "demo", "base").set_index(["upstream", "task"])
-    assert table.index[0][0] == "base"
-    for task, sign in (("asr", 1), ("sid", -1)):
-        rows = {
-            name: pd.concat(
-                [r.rows for r in results if (r.cell.upstream, r.cell.task) == (name, task)]
-            )
+def minus(table: Table, upstream: str, reference: str = "base") -> list[Row]:
+    return [r for r in table.rows if (r.upstream, r.reference) == (upstream, reference)]
+
+
+def test_summary_is_the_paired_statistics(results: list[Result]) -> None:
+    table = summary(results, "demo", ["base"])
+    scores = {(r.upstream, r.task): r.score for r in table.rows if not r.reference}
+    assert table.rows[0].upstream == "base"
+    for row in minus(table, "merged:alpha=0.25"):
+        sides = [
+            [r.summary for r in results if (r.cell.upstream, r.cell.task) == (name, row.task)]
             for name in ("merged:alpha=0.25", "base")
-        }
-        expected = paired(rows["merged:alpha=0.25"], rows["base"])
-        found = table.loc["merged:alpha=0.25", task]
-        assert found.difference == pytest.approx(sign * expected.estimate)
-        assert found.difference == pytest.approx(found.score - table.loc["base", task].score)
-        assert found.diff_low < found.difference < found.diff_high
-        assert found.p == pytest.approx(expected.p)
-        assert found.verdict == "better"
-        assert table.loc["tuned", task].verdict == "worse"
-    assert set(table.loc["base"].verdict) == {""}
-    assert (table.p_holm.dropna() >= table.p.dropna()).all()
+        ]
+        expected = paired(*sides, TASKS[row.task])
+        assert (row.difference, row.p) == (expected.value, expected.p)
+        assert row.difference == pytest.approx(row.score - row.reference_score)
+        assert row.score == scores["merged:alpha=0.25", row.task]
+        assert row.reference_score == scores["base", row.task]
+        assert row.low < row.difference < row.high
+        assert row.p_holm >= row.p
+    assert {r.verdict for r in minus(table, "merged:alpha=0.25")} == {"better"}
+    assert {r.verdict for r in minus(table, "tuned")} == {"worse"}
 
 
-def test_four_tasks_fit_the_terminal_and_show_the_direction(results: list[Result]) -> None:
-    shown = show(summary(results, "demo", "base"))
+def test_four_tasks_fit_the_terminal_and_show_what_is_needed(results: list[Result]) -> None:
+    shown = show(summary(results, "demo", ["base"]))
     assert max(map(len, shown.splitlines())) <= 100
     assert "asr WER ↓" in shown and "sid ACC ↑" in shown
-    assert "Holm" in shown and "12 speakers, 3 seeds" in shown
+    assert "Holm" in shown and "12 speakers, 3 seeds; 80 % power from" in shown
+    assert "p <.001" in shown
 
 
 def test_without_reference_no_verdict(results: list[Result]) -> None:
     table = summary(results, "demo")
-    assert set(table.verdict) == {""}
+    assert {row.verdict for row in table.rows} == {""}
     assert "Holm" not in show(table)
+
+
+def test_a_second_reference_is_a_second_block(results: list[Result]) -> None:
+    table = summary(results, "demo", ["base", "tuned"])
+    assert [*dict.fromkeys((r.upstream, r.reference) for r in table.rows)] == [
+        ("base", ""), ("tuned", ""), ("merged:alpha=0.25", ""),
+        ("tuned", "base"), ("merged:alpha=0.25", "base"), ("merged:alpha=0.25", "tuned"),
+    ]  # fmt: skip
+    blocks = show(table).split("\n\n")
+    titles = [re.split(",|  ", block)[0] for block in blocks[:3]]
+    assert titles == ["upstream", "minus base", "minus tuned"]
+
+
+def test_a_pair_has_one_verdict_wherever_it_is_shown(results: list[Result]) -> None:
+    """The family of a p is the pair: no other row of a table, nor another suite, is part of it."""
+    alone = [r for r in results if r.cell.upstream != "tuned"]
+    for shown in (results, alone):
+        rows = minus(summary(shown, "demo", ["base"]), "merged:alpha=0.25")
+        assert rows == compare("merged:alpha=0.25", "base", results).rows
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_too_few_seeds_give_numbers_and_no_verdict(tmp_path: Path, seeds: int) -> None:
+    for upstream, rate in (("base", 0.1), ("tuned", 0.8)):
+        for seed in range(seeds):
+            put(tmp_path, upstream, "asr", seed, rate)
+    found = compare("tuned", "base", load_results(tmp_path))
+    (row,) = found.rows
+    assert row.verdict == "withheld" and "run --seeds 3" in row.note
+    assert math.isnan(row.p) and row.low < row.difference < row.high
+    for shown in (render(found), show(summary(load_results(tmp_path), "demo", ["base"]))):
+        assert "withheld" in shown and "the difference between heads is not known" in shown
+        assert ("only (one head seed)" in shown) is (seeds == 1)
+
+
+def test_without_a_head_one_seed_is_all_there_is(tmp_path: Path) -> None:
+    for upstream, rate in (("base", 0.1), ("tuned", 0.8)):
+        put(tmp_path, upstream, "asr", 0, rate)
+    for path in tmp_path.rglob("score.json"):
+        content = json.loads(path.read_text())
+        content["result"]["lr"] = {}
+        path.write_text(json.dumps(content))
+    assert compare("tuned", "base", load_results(tmp_path)).rows[0].verdict == "worse"
+
+
+def test_who_has_heard_the_answers_cannot_win(tmp_path: Path) -> None:
+    rates = {"base": 0.3, "tuned": 0.1, "merged": 0.2, "poor": 0.8}
+    for seed in range(3):
+        for upstream, rate in rates.items():
+            put(tmp_path, upstream, "er", seed, rate, seen=0 if upstream == "base" else 77)
+    results = load_results(tmp_path)
+    table = summary(results, "demo", ["base"])
+    assert [minus(table, name)[0].verdict for name in rates if name != "base"] == [
+        "seen", "seen", "worse",
+    ]  # fmt: skip
+    assert compare("base", "tuned", results).rows[0].verdict == "seen"
+    assert compare("base", "poor", results).rows[0].verdict == "better"
+    pair = [r for r in results if r.cell.upstream in ("base", "tuned")]
+    for shown in (show(summary(pair, "demo", ["base"])), render(compare("tuned", "base", pair))):
+        assert "† tuned er: fine-tuning had the labels of 64 % of the test audio" in shown
+        assert "† base" not in shown
+
+
+def test_detectable_of_a_plan(results: list[Result]) -> None:
+    task = TaskVersion("demo", "asr", "ab" * 6)
+    paired_size = detectable(results, task)
+    alone = detectable([r for r in results if r.cell.upstream == "base"], task)
+    assert paired_size is not None and alone is not None
+    assert 0 < paired_size < alone
+    assert detectable(results, task._replace(task="new")) is None
+    one_speaker = detectable([], task)
+    assert one_speaker is None
 
 
 def test_compare_says_what_cannot_be_compared(tmp_path: Path) -> None:
     for seed in range(3):
         put(tmp_path, "base", "asr", seed, 0.3)
-    for seed in range(2):
         put(tmp_path, "tuned", "asr", seed, 0.5)
+    put(tmp_path, "base", "asr", 3, 0.3)
     put(tmp_path, "base", "er", 0, 0.3)
-    put(tmp_path, "tuned", "er", 0, 0.3, recipe="cd" * 6)
+    put(tmp_path, "tuned", "er", 0, 0.3, revision="cd" * 6)
     put(tmp_path, "base", "sid", 0, 0.3)
     put(tmp_path, "tuned", "sid", 1, 0.3)
-    found = compare("tuned", "base", load(tmp_path))
+    found = compare("tuned", "base", load_results(tmp_path))
     (row,) = found.rows
-    assert (row.task, row.seeds, row.speakers, row.verdict) == ("asr", 2, 12, "worse")
-    assert row.difference == pytest.approx(row.a - row.b)
+    assert (row.task, row.seeds, row.clusters, row.verdict) == ("asr", 3, 12, "worse")
+    assert row.difference == pytest.approx(row.score - row.reference_score)
     assert row.low < row.difference < row.high
     assert sorted(line.split(":")[0] for line in found.skipped) == [
         "asr", "er@ababab", "er@cdcdcd", "sid",
     ]  # fmt: skip
-    assert any("seeds that only one has: [2]" in line for line in found.skipped)
+    assert any("seeds that only one has: [3]" in line for line in found.skipped)
     assert any("no head seed in common" in line for line in found.skipped)
 
 
 def test_compare_is_a_tie_with_itself_and_turns_with_its_sides(results: list[Result]) -> None:
-    assert {row.verdict for row in compare("base", "base", results).rows} == {"tie"}
+    assert {row.verdict for row in compare("base", "base", results).rows} == {"no difference shown"}
     there, back = compare("base", "tuned", results), compare("tuned", "base", results)
-    opposite = {"better": "worse", "worse": "better", "tie": "tie"}
+    opposite = {"better": "worse", "worse": "better", "no difference shown": "no difference shown"}
     for one, other in zip(there.rows, back.rows):
         assert one.difference == pytest.approx(-other.difference)
         assert opposite[one.verdict] == other.verdict
@@ -120,23 +203,23 @@ def test_names_are_checked(results: list[Result], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean demo"):
         summary(results, "demmo")
     put(tmp_path, "base", "asr", 0, 0.3, fingerprint="f" * 12)
-    twice = load(tmp_path)
+    twice = load_results(tmp_path)
     with pytest.raises(UserError, match="base@b00000000000 or base@ffffffffffff"):
         compare("base", "tuned", twice)
     assert compare("base@ffffffffffff", "tuned", twice).rows
-    assert "base@ffffffffffff" in set(summary(twice, "demo").upstream)
+    assert "base@ffffffffffff" in {row.upstream for row in summary(twice, "demo").rows}
 
 
 def test_render_forms(results: list[Result]) -> None:
     found = compare("merged:alpha=0.25", "base", results)
     assert max(map(len, render(found, "text").splitlines())) <= 100
-    assert render(found, "md").splitlines()[1].count("---") == 11
+    assert render(found, "md").splitlines()[1].count("---") == 7
     (first, *_), data = (
         csv.DictReader(render(found, "csv").splitlines()),
         json.loads(render(found, "json")),
     )
     assert float(first["difference"]) == pytest.approx(data["rows"][0]["difference"])
-    assert (data["a"], first["upstream_b"]) == ("merged:alpha=0.25", "base")
+    assert (data["a"], first["reference"]) == ("merged:alpha=0.25", "base")
     assert r"WER $\downarrow$" in render(found, "latex") and r"95 \% interval" in render(
         found, "latex"
     )
@@ -146,78 +229,66 @@ def test_render_forms(results: list[Result]) -> None:
 
 def test_no_interval_is_unknown_not_significant(tmp_path: Path) -> None:
     for upstream, rate in (("base", 0.1), ("tuned", 0.8)):
-        put(tmp_path, upstream, "asr", 0, rate)
+        for seed in range(3):
+            put(tmp_path, upstream, "asr", seed, rate)
     for path in tmp_path.rglob("predictions.jsonl"):
         lines = [json.loads(line) | {"speaker": "one"} for line in path.read_text().splitlines()]
         path.write_text("\n".join(map(json.dumps, lines)))
-    (row,) = compare("tuned", "base", load(tmp_path)).rows
-    assert row.verdict == "unknown" and math.isnan(row.low) and "one speaker" in row.reason
-    assert (
-        json.loads(render(compare("tuned", "base", load(tmp_path)), "json"))["rows"][0]["p"] is None
-    )
-    assert "±? unknown" in show(summary(load(tmp_path), "demo", "base"))
+    results = load_results(tmp_path)
+    found = compare("tuned", "base", results)
+    assert found.rows[0].verdict == "unknown" and math.isnan(found.rows[0].low)
+    assert "one speaker" in found.rows[0].note
+    assert json.loads(render(found, "json"))["rows"][0]["p"] is None
+    assert "±?\n" in show(summary(results, "demo", ["base"]))
+    assert detectable(results, TaskVersion("demo", "asr", "ab" * 6)) is None
+
+
+def test_test_sets_that_differ_are_not_compared(results: list[Result], tmp_path: Path) -> None:
+    for path in tmp_path.glob("tuned@*/demo/*/*/predictions.jsonl"):
+        text = path.read_text()
+        where = '"id": "3-4"' if "asr" in str(path) else '"reference": "r"'
+        path.write_text(text.replace(where, where[:-1] + 'x"', 1))
+    found = compare("tuned", "base", load_results(tmp_path))
+    assert found.rows == []
+    assert "asr: 2 utterances that only one was tested on (such as 3-4)" in found.skipped
+    assert "er: the test sets disagree on 1 facts (such as the reference of 0-0)" in found.skipped
+    shown = show(summary(load_results(tmp_path), "demo", ["base"]))
+    assert "not compared: tuned, asr: 2 utterances" in shown
 
 
 def test_tables_are_written_and_a_missing_reference_is_noted(
     results: list[Result], tmp_path: Path
 ) -> None:
     put(tmp_path, "lonely", "asr", 0, 0.2, suite="other")
-    paths = write(tmp_path, load(tmp_path), "base")
+    paths = write(tmp_path, load_results(tmp_path), ["base", "tuned"])
     assert [path.name for path in paths] == ["table.csv", "table.md"]
-    assert len(pd.read_csv(paths[0])) == len(RATES) * len(TASKS) + 1
+    rows = list(csv.DictReader(paths[0].open()))
+    assert len(rows) == 4 * (3 + 3) + 1  # scores; tuned minus base, merged minus both; lonely
+    assert {r["verdict"] for r in rows if r["reference"]} == {"better", "worse"}
+    assert {r["verdict"] for r in rows if not r["reference"]} == {""}
     page = paths[1].read_text()
     assert "## demo" in page and "## other" in page
     assert "no differences: no results for upstream 'base'" in page
 
 
+def test_several_metrics_are_several_columns_and_one_family(tmp_path: Path) -> None:
+    for upstream, rate in (("base", 0.3), ("tuned", 0.5)):
+        for seed in range(3):
+            put(tmp_path, upstream, "asr", seed, rate)
+    for path in tmp_path.rglob("predictions.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        both = [line | {"metric": metric} for line in lines for metric in ("wer", "cer")]
+        path.write_text("\n".join(map(json.dumps, both)))
+    results = load_results(tmp_path)
+    assert "asr CER ↓  " in show(summary(results, "demo", ["base"]))
+    wer, cer = compare("tuned", "base", results).rows
+    assert {wer.metric, cer.metric} == {"wer", "cer"}
+    assert wer.p_holm == pytest.approx(2 * wer.p)
+
+
 def test_a_long_name_keeps_its_end() -> None:
-    lines = grid.text([["upstream", "x"], ["hf:" + "a" * 90 + ":alpha=0.5", "y" * 60]]).splitlines()
+    lines = layout.text(
+        [["upstream", "x"], ["hf:" + "a" * 90 + ":alpha=0.5", "y" * 60]]
+    ).splitlines()
     assert len(lines[1]) == 100
     assert lines[1].startswith("…a") and ":alpha=0.5  y" in lines[1]
-
-
-# --- published numbers --------------------------------------------------------------------------
-
-
-def published(name: str) -> list[dict[str, str]]:
-    with (PUBLISHED / name).open() as file:
-        return list(csv.DictReader(file))
-
-
-def numbers(row: dict[str, str]) -> dict[str, float]:
-    return {key: float(row[key]) for key in row if "_" in key and row[key][:1].isdigit()}
-
-
-@pytest.mark.parametrize("row", published("superb.csv"), ids=lambda row: row["model"])
-def test_leaderboard_scores(row: dict[str, str]) -> None:
-    digits = len(row["score"].partition(".")[2])
-    assert row["source"]
-    assert superb_score(numbers(row)) == pytest.approx(float(row["score"]), abs=0.51 * 10**-digits)
-
-
-TABLE_ONE = [row for row in published("speech_ft.csv") if "performance.png" in row["source"]]
-
-
-@pytest.mark.parametrize("row", TABLE_ONE, ids=lambda row: f"{row['upstream']} {row['method']}")
-def test_speech_ft_scores(row: dict[str, str]) -> None:
-    assert superb_score(numbers(row), "speech-ft") == pytest.approx(float(row["score"]), abs=0.0051)
-
-
-def test_speech_ft_rows_are_all_there() -> None:
-    assert len(TABLE_ONE) == 6
-    assert all(row["source"] and row["score"] for row in published("speech_ft.csv"))
-
-
-def test_paper_constants_put_their_own_fbank_at_zero() -> None:
-    constants = pd.read_csv(PUBLISHED / "constants.csv")
-    mine = constants[constants["set"] == "superb-paper"].set_index("metric")
-    assert superb_score(mine.fbank.to_dict(), "superb-paper") == 0
-    assert superb_score(mine.sota.to_dict(), "superb-paper") == pytest.approx(1000)
-    hubert = next(row for row in published("superb.csv") if row["model"] == "HuBERT Base")
-    assert superb_score(numbers(hubert), "superb-paper") != superb_score(numbers(hubert))
-
-
-def test_a_missing_task_leaves_the_score_undefined() -> None:
-    assert superb_score({"pr_per": 5.0, "sid_acc": 80.0, "er_acc": 60.0}, "speech-ft") is None
-    with pytest.raises(UserError, match="did you mean speech-ft"):
-        superb_score({}, "speech_ft")
