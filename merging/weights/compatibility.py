@@ -35,11 +35,11 @@ def _refusal(base: Weights, tuned: Weights, which: str) -> str:
     faults += [f"{k} is not in the base" for k in tuned if k not in base]
     for name in base:
         if name in tuned and len(faults) <= 3:  # tensors are read only until there is enough to say
-            one, two = base[name], tuned[name]
-            if one.shape != two.shape:
-                faults.append(f"{name} is {tuple(two.shape)}, not {tuple(one.shape)}")
-            elif one.is_floating_point() != two.is_floating_point():
-                kinds = (str(t.dtype).removeprefix("torch.") for t in (two, one))
+            due, tensor = base[name], tuned[name]
+            if due.shape != tensor.shape:
+                faults.append(f"{name} is {tuple(tensor.shape)}, not {tuple(due.shape)}")
+            elif due.is_floating_point() != tensor.is_floating_point():
+                kinds = (str(t.dtype).removeprefix("torch.") for t in (tensor, due))
                 faults.append("{} is {}, not {}".format(name, *kinds))
     more = " and more" if len(faults) > 3 else ""
     return f"{which} does not match the base: {'; '.join(faults[:3])}{more}"
@@ -52,10 +52,10 @@ def recorded_base(tuned: Path) -> str | None:
         path = folder / name
         if path.is_file():
             try:
-                found = json.loads(path.read_text()).get("base_fingerprint")
+                fingerprint = json.loads(path.read_text()).get("base_fingerprint")
             except (ValueError, AttributeError) as error:
                 raise UserError(f"{path}: not a record of this project ({error})") from error
-            return None if found is None else str(found)
+            return None if fingerprint is None else str(fingerprint)
     return None
 
 
@@ -66,31 +66,30 @@ def cosine(base: Weights, tuned: Weights) -> float:
     Base. NaN if there is no such matrix. Biases and scales say nothing: all models' are alike.
     """
     names = [n for n in base if n.endswith("weight") and place_of(n).part in ("attention", "ffn")]
-    inner = one = two = 0.0
+    products = torch.zeros(3, dtype=torch.float64)
     for name in names[:: max(1, len(names) // SAMPLED)]:
         b, t = base[name].float().flatten(), tuned[name].float().flatten()
-        inner += float(torch.dot(b, t))
-        one += float(torch.dot(b, b))
-        two += float(torch.dot(t, t))
-    return inner / (one * two) ** 0.5 if one and two else float("nan")
+        products += torch.stack([b @ t, b @ b, t @ t])
+    inner, base_square, tuned_square = products.tolist()
+    length = (base_square * tuned_square) ** 0.5
+    return inner / length if length else float("nan")
 
 
 def require_origin(
-    base: Weights, tuned: Weights, which: str, recorded: str | None, own: str | None
+    base: Weights, tuned: Weights, which: str, recorded: str | None, present: str | None
 ) -> None:
     """UserError unless a tuned model grew from the base, which is what gives a merge its sense.
 
-    `recorded` is the fingerprint of the base it was made from, `own` that of this base; where
+    `recorded` is the fingerprint of the base it was made from, `present` that of this base; where
     either is not known, the cosine of the weights must tell.
     """
     remedy = "; merge it with its own base, or write origin: unchecked in the recipe"
-    if recorded and own:
-        if recorded != own:
-            raise UserError(f"{which} was made from base {recorded}, not from {own}{remedy}")
+    if recorded and present:
+        if recorded != present:
+            raise UserError(f"{which} was made from base {recorded}, not from {present}{remedy}")
         return
-    found = cosine(base, tuned)
-    if found < UNRELATED:
+    if (alike := cosine(base, tuned)) < UNRELATED:
         raise UserError(
-            f"{which} is no fine-tuned form of the base: the cosine of their weights is {found:.3f}"
+            f"{which} is no fine-tuned form of the base: the cosine of their weights is {alike:.3f}"
             f" (a fine-tuned one's is above 0.9){remedy}"
         )

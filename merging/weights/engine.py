@@ -99,34 +99,34 @@ def ahead(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]
     source = iter(tensors)
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, source, None)
-        while found := coming.result():
+        while item := coming.result():
             coming = pool.submit(next, source, None)
-            yield found
+            yield item
 
 
 def _stream(
     base: Weights, tuned: Sequence[Weights], rule: Rule, report: Report
 ) -> Iterator[tuple[str, Tensor]]:
     names = set(base)  # to ask a lazy mapping whether it has a name may read the tensor
-    found = (match for name in base if (match := FACTORS.fullmatch(name)))
-    pairs = {m[0]: v for m in found if (v := m[1] + PARTNER[m[2]]) in names}
+    gains = (match for name in base if (match := FACTORS.fullmatch(name)))
+    pairs = {m[0]: v for m in gains if (v := m[1] + PARTNER[m[2]]) in names}
     if rule.method == "slerp":
         report.slerp_fallbacks = 0
     for name in base:
         if name in pairs.values():
             continue  # came with its partner
         group = [name, pairs[name]] if name in pairs else [name]
-        read = [_read(base, tuned, one) for one in group]
+        read = [_read(base, tuned, member) for member in group]
         if not rule.moves(name, read[0][0]):
             merged = [tensors[0] for tensors in read]
         elif name in pairs:
             merged = _weight_normed(group, read, rule, report)
         else:
             merged = [_merged(name, read[0], rule, report)]
-        for one, tensors, result in zip(group, read, merged):
-            _require_finite(one, tensors, result)
+        for member, tensors, result in zip(group, read, merged):
+            _require_finite(member, tensors, result)
             alias = any(result.data_ptr() == tensor.data_ptr() for tensor in tensors)
-            yield one, result.clone() if alias else result
+            yield member, result.clone() if alias else result
 
 
 def _read(base: Weights, tuned: Sequence[Weights], name: str) -> list[Tensor]:
@@ -140,7 +140,7 @@ def _read(base: Weights, tuned: Sequence[Weights], name: str) -> list[Tensor]:
 
 
 def _numbered(tuned: Sequence[Weights]) -> Iterator[tuple[str, Weights]]:
-    return ((f"tuned model {number}", one) for number, one in enumerate(tuned, 1))
+    return ((f"tuned model {number}", model) for number, model in enumerate(tuned, 1))
 
 
 def _merged(name: str, tensors: Sequence[Tensor], rule: Rule, report: Report) -> Tensor:
@@ -183,9 +183,9 @@ def _norm(kernel: Tensor, sides: tuple[int, ...]) -> Tensor:
     return torch.linalg.vector_norm(kernel, dim=sides, keepdim=True)
 
 
-def _difference(one: Tensor, two: Tensor) -> float:
-    """|one - two| / |two|."""
-    return float(torch.dist(one, two) / torch.linalg.vector_norm(two))
+def _difference(kernel: Tensor, other: Tensor) -> float:
+    """|kernel - other| / |other|."""
+    return float(torch.dist(kernel, other) / torch.linalg.vector_norm(other))
 
 
 def _require_finite(name: str, tensors: Sequence[Tensor], merged: Tensor) -> None:
