@@ -11,22 +11,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from upstream.common import disk
+from upstream.common.schema import Positive
+
 KERNELS, STRIDES = [10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]  # as published: 320 x
 
 
 @dataclass(frozen=True)
 class Position:
-    kernel: int
-    groups: int
+    kernel: Positive
+    groups: Positive
 
 
 @dataclass(frozen=True)
 class Model:
-    hidden: int
-    layers: int
-    heads: int
-    feed_forward: int
-    conv: list[int]  # channels of the 7 stem layers
+    hidden: Positive
+    layers: Positive
+    heads: Positive
+    feed_forward: Positive
+    conv: list[Positive]  # channels of the 7 stem layers
     position: Position
 
 
@@ -64,10 +67,9 @@ def encode(model: HubertModel, stem: Tensor, mask: Tensor) -> Tensor:
 
 def save(model: HubertModel, folder: Path) -> None:
     """An ordinary transformers folder, weights in float16 (loaded back as float32)."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
+    with disk.whole(folder / "model.safetensors") as part:
+        save_file(state, part, metadata={"format": "pt"})
     config = model.config.to_diff_dict() | {"architectures": ["HubertModel"], "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    disk.write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)

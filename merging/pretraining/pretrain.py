@@ -27,18 +27,17 @@ import torch.nn.functional as F
 import transformers
 import yaml
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from downstream.corpora import synthetic
-from downstream.run.train import save_state
 from merging.pretraining.hubert import Model, encode, new_model, save
 from merging.pretraining.stem import HOP, Stem, schedule, stem_outputs, train_stem, update
 from merging.pretraining.targets import mfcc_targets
 from upstream import audio
 from upstream.base import SAMPLE_RATE
-from upstream.common import PROJECT
+from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError
-from upstream.common.schema import build, read_yaml
+from upstream.common.progress import progress
+from upstream.common.schema import Amount, Natural, Positive, Share, build, read_yaml
 
 SAMPLE = PROJECT.parent / "shared" / "speech"  # SPEECH_SAMPLE overrides
 
@@ -48,21 +47,21 @@ class PretrainConfig:
     """Everything that fixes a pre-training run; the keys of `recipes/demo/pretrain.yaml`."""
 
     kind: Literal["pretrain"]
-    seed: int
+    seed: Natural
     corpus: dict[str, Any]  # options of downstream.corpora.synthetic.read
-    real_share: float  # of the training crops
+    real_share: Share  # of the training crops
     model: Model
     stem: Stem
-    steps: int
-    batch: int
-    seconds: float  # of a training crop
-    lr: float
-    warmup: int  # steps
-    clusters: int
-    mask_start: float  # probability that a frame starts a masked span
-    mask_span: int  # frames
+    steps: Positive
+    batch: Positive
+    seconds: Amount  # of a training crop
+    lr: Amount
+    warmup: Natural  # steps
+    clusters: Positive
+    mask_start: Share  # probability that a frame starts a masked span
+    mask_span: Positive  # frames
     unmasked_weight: float
-    checkpoint_every: int  # steps
+    checkpoint_every: Positive  # steps
 
 
 def gather(config: PretrainConfig, root: Path, say: Callable[[str], None]) -> list[list[Tensor]]:
@@ -72,10 +71,7 @@ def gather(config: PretrainConfig, root: Path, say: Callable[[str], None]) -> li
     real_paths = sorted(str(p) for p in sample.rglob("*") if p.suffix in (".flac", ".wav"))
     sources = []
     for name, paths in (("synthetic", synthetic_paths), ("real", real_paths)):
-        wavs = [
-            (audio.load(p) * 32767).to(torch.int16)
-            for p in tqdm(paths, f"reading {name}", disable=not sys.stderr.isatty())
-        ]
+        wavs = [(audio.load(p) * 32767).to(torch.int16) for p in progress(paths, f"reading {name}")]
         wavs = list(_joined(wavs, round(2 * config.seconds * SAMPLE_RATE)))
         hours = sum(len(wav) for wav in wavs) / SAMPLE_RATE / 3600
         say(f"{name} speech: {len(paths)} files, {hours:.2f} h")
@@ -161,37 +157,30 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     sources = gather(config, output.parent / "corpora" / "synthetic", say)
     wavs = [wav for source in sources for wav in source]
 
-    stem_path = state / "stem.pt"
-    if not stem_path.exists():
-        train_stem(model, wavs, config.stem, config.seed, say)
-        save_state(stem_path, model.feature_extractor.state_dict())
-    model.feature_extractor.load_state_dict(torch.load(stem_path))
+    stem = _kept(state / "stem.pt", lambda: train_stem(model, wavs, config.stem, config.seed, say))
+    model.feature_extractor.load_state_dict(stem)
     model.feature_extractor.requires_grad_(False)
-    outputs = [stem_outputs(model, source) for source in sources]
-    batches = Batches(outputs, config)
-    targets_path = state / "targets.pt"
-    if not targets_path.exists():
-        save_state(targets_path, mfcc_targets(wavs, config.clusters, config.seed))
-    targets = torch.load(targets_path)
+    batches = Batches([stem_outputs(model, source) for source in sources], config)
+    targets = _kept(state / "targets.pt", lambda: mfcc_targets(wavs, config.clusters, config.seed))
 
     torch.manual_seed(config.seed)  # again: the same heads whether or not the stem was found
     heads = nn.ModuleList(nn.Linear(config.model.hidden, config.clusters) for _ in range(2))
     weights = [w for w in [*model.parameters(), *heads.parameters()] if w.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    parts: dict[str, Any] = {"model": model, "heads": heads, "optimizer": optimizer}
     checkpoint, step, cpu = state / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint)
-        model.load_state_dict(saved["model"])
-        heads.load_state_dict(saved["heads"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
         step, cpu = saved["step"], saved["cpu"]
         say(f"resumed at step {step} of {config.steps}")
 
     sums = torch.zeros(4)
     while step < config.steps:
         step += 1
-        stem, labels, mask = batches(step, targets)
-        hidden = encode(model, stem, mask)
+        frames, labels, mask = batches(step, targets)
+        hidden = encode(model, frames, mask)
         loss, seen = _loss(hidden, heads, labels, mask, config.unmasked_weight)
         update(optimizer, weights, loss, config.lr * schedule(step, config.warmup, config.steps))
         sums += seen
@@ -204,15 +193,21 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
             )
             sums.zero_()
         if step % config.checkpoint_every == 0 or step == config.steps:
-            saved = {
-                "model": model.state_dict(),
-                "heads": heads.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "cpu": cpu + time.process_time(),
-            }
-            save_state(checkpoint, saved)
+            saved = {name: part.state_dict() for name, part in parts.items()}
+            _write(checkpoint, {**saved, "step": step, "cpu": cpu + time.process_time()})
             save(model, output)
+
+
+def _kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` returns, made once: a run that goes on finds it."""
+    if not path.exists():
+        _write(path, make())
+    return torch.load(path)
+
+
+def _write(path: Path, content: Any) -> None:
+    with disk.writing(path), disk.whole(path) as part:
+        torch.save(content, part)
 
 
 def _loss(
@@ -230,12 +225,17 @@ def _loss(
     return loss, torch.tensor([masked_loss, *right, 1.0])
 
 
+def from_recipe(recipe: Path, output: Path) -> Path:
+    """`pretrain`; another process that does the same is waited for. Raises UserError."""
+    config = build(PretrainConfig, read_yaml(recipe), str(recipe))
+    with disk.lease(output, wait=True):
+        pretrain(config, output)
+    return output
+
+
 def from_scratch(results: Path) -> Path:
     """The demo's encoder, pre-trained anew under `results`; interrupted, the same call goes on."""
-    recipe = PROJECT / "recipes" / "demo" / "pretrain.yaml"
-    output = results / "pretrained"
-    pretrain(build(PretrainConfig, read_yaml(recipe), str(recipe)), output)
-    return output
+    return from_recipe(PROJECT / "recipes" / "demo" / "pretrain.yaml", results / "pretrained")
 
 
 def main() -> None:
@@ -243,8 +243,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    config = build(PretrainConfig, read_yaml(options.recipe), str(options.recipe))
-    pretrain(config, options.output)
+    from_recipe(options.recipe, options.output)
 
 
 if __name__ == "__main__":

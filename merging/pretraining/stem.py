@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,10 +9,11 @@ import torch
 import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import HubertModel
 
 from upstream.base import SAMPLE_RATE
+from upstream.common.progress import progress
+from upstream.common.schema import Amount, Positive
 
 WINDOW, HOP = 400, 320  # receptive field and stride of the stem, samples
 MEL, NARROW = 40, 48  # mel bands; narrow-band bins up to 1.5 kHz, where the pitch shows
@@ -21,10 +21,10 @@ MEL, NARROW = 40, 48  # mel bands; narrow-band bins up to 1.5 kHz, where the pit
 
 @dataclass(frozen=True)
 class Stem:
-    steps: int
-    batch: int
-    seconds: float
-    lr: float
+    steps: Positive
+    batch: Positive
+    seconds: Amount
+    lr: Amount
 
 
 def spectra(wavs: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,8 +38,8 @@ def spectra(wavs: Tensor) -> tuple[Tensor, Tensor]:
 
 def train_stem(
     model: HubertModel, wavs: list[Tensor], config: Stem, seed: int, say: Callable[[str], None]
-) -> None:
-    """Fit the stem, through a linear read-out, to the log spectra of its own frames."""
+) -> dict[str, Tensor]:
+    """Fit the stem, through a linear read-out, to the log spectra of its frames; its weights."""
     stem = model.feature_extractor
     readout = nn.Sequential(
         nn.LayerNorm(model.config.conv_dim[-1]), nn.Linear(model.config.conv_dim[-1], MEL + NARROW)
@@ -67,6 +67,7 @@ def train_stem(
         if step % (every := max(1, config.steps // 10)) == 0:
             say(f"stem step {step}: loss {total / every:.3f}")
             total = 0.0
+    return dict(stem.state_dict())
 
 
 def _crop(wav: Tensor, length: int, rng: torch.Generator) -> Tensor:
@@ -96,5 +97,5 @@ def stem_outputs(model: HubertModel, wavs: list[Tensor]) -> list[Tensor]:
     """[T, C] float16 for each whole utterance, as it will be when the encoder is used."""
     return [
         model.feature_extractor(wav[None].float() / 32768)[0].T.half()
-        for wav in tqdm(wavs, "stem outputs", disable=not sys.stderr.isatty())
+        for wav in progress(wavs, "stem outputs")
     ]
