@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from upstream.checkpoints import FORMATS
 from upstream.common.errors import UserError, near_miss
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ COMMANDS = {  # name: what it does, and an example
         "cache\n  benchmark.py cache clear hubert_demo",
     ),
 }
-FORMATS = ("hf", "s3prl", "fairseq")
 LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods")
 
 
@@ -279,7 +279,7 @@ def list_(args: argparse.Namespace) -> None:
 def _registry(what: str) -> Registry[Any]:
     """The registry, filled; nothing else is imported."""
     if what == "upstreams":
-        from merging import merged  # noqa: F401 - registers itself
+        import merging  # noqa: F401 - registers what is built here
         from upstream.resolve import UPSTREAMS
 
         return UPSTREAMS

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from upstream.resolve import UPSTREAMS
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+UPSTREAMS.add(
+    "merged", "merging.merged:merged", "a merge recipe's upstream, built when it is first asked for"
+)
+UPSTREAMS.add(
+    "finetuned", "merging.merged:finetuned", "the fine-tuned upstream of a merge recipe (alpha = 1)"
+)
 
 
 def merge(

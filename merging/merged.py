@@ -31,7 +31,6 @@ from merging.recipe import (
 from merging.tuning import build_tuned
 from merging.weights.calibration import utterances
 from merging.write import RECORD, Merge, Written, as_encoder, write_merge, write_same
-from upstream.base import UPSTREAMS
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 from upstream.encoder.encoder import Encoder
@@ -122,7 +121,6 @@ def settled_spec(merge: Merge) -> str:
     return f"{settle(merge)}:padding={base.padding}:precision={base.precision}"
 
 
-@UPSTREAMS.register("merged", about="a merge recipe's upstream, built when it is first asked for")
 def merged(
     recipe: str = DEMO,
     *,
@@ -142,7 +140,6 @@ def merged(
     return encoder
 
 
-@UPSTREAMS.register("finetuned", about="the fine-tuned upstream of a merge recipe (alpha = 1)")
 def finetuned(recipe: str = DEMO, *, results: str = "results", member: int = 0) -> Encoder:
     """Stage 1 alone: the recipe's fine-tuned upstream number `member`."""
     name = tuned_spec(Path(recipe), Path(results), member)

@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from upstream.common.registry import Registry
-
 SAMPLE_RATE = 16_000
-Padding = Literal["exact", "s3prl"]  # has it no say, or the say it has in s3prl?
-Precision = Literal["float32", "bfloat16", "float16"]  # of matrix products and convolutions
 
 
 class Hidden(NamedTuple):
@@ -45,7 +41,9 @@ class Upstream(nn.Module):
     stride: int  # samples per frame
     source: str = ""  # where the weights come from, for `describe` and for provenance
     licence: str = ""
-    options: dict[str, Any] = {}  # what a user's own class was constructed with
+    heard: frozenset[str] = frozenset()  # clips whose labels its training saw (features.clips)
+    options: Mapping[str, Any] = {}  # what a user's own class was constructed with
+    evidence: Mapping[str, Any] = {}  # of what a user's own class does (user_class)
 
     def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
         raise NotImplementedError
@@ -53,8 +51,7 @@ class Upstream(nn.Module):
     def identity(self) -> dict[str, Any]:
         """Whatever besides the weights changes the output (architecture, preprocessing).
 
-        Default: the class, its source text and its options, so that editing a user's `mine.py`
-        changes the fingerprint and no cached feature of the old code is ever used.
+        Default: the class, its source text and its options.
         """
         try:
             source = inspect.getsource(type(self))
@@ -63,8 +60,8 @@ class Upstream(nn.Module):
         return {"class": type(self).__qualname__, "source": source, "options": self.options}
 
     def fingerprint(self) -> str:
-        """12 hex digits over `identity()` and every parameter and buffer."""
-        return fingerprint(self.identity(), self.state_dict())
+        """12 hex digits over `identity()`, `evidence` and every parameter and buffer."""
+        return fingerprint({**self.identity(), **self.evidence}, self.state_dict())
 
     def cnn_fingerprint(self) -> str | None:
         """The same over the frozen CNN alone, for upstreams that share theirs; else None."""
@@ -79,10 +76,6 @@ def fingerprint(facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
-
-
-Loader = Callable[..., Upstream]
-UPSTREAMS: Registry[Loader] = Registry("upstream")
 
 
 def valid(lens: Tensor, length: int) -> Tensor:

@@ -10,44 +10,70 @@
 | `merged.yaml` | a recipe of a merged upstream |
 
 Each may be followed by options: `hubert_base:padding=s3prl:normalize=false`.
+
+torch is imported once a name is known to be right: a wrong one is told at once.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import inspect
 import os
 import re
-import sys
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from upstream.base import UPSTREAMS, Loader, Padding, Precision, Upstream
-from upstream.common import PROJECT
-from upstream.common.errors import UserError, near_miss
+from upstream.common import PROJECT, schema
+from upstream.common.errors import UserError
+from upstream.common.registry import Registry
+from upstream.encoder.config import Padding, Precision
+
+if TYPE_CHECKING:
+    from upstream.base import Upstream
+
+Loader = Callable[..., "Upstream"]
+UPSTREAMS: Registry[Loader] = Registry("upstream")
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 RECIPES = (".yaml", ".yml")
 OPTION = re.compile(r"[:,](?=[A-Za-z_]\w*=)")  # a colon or comma is part of a path otherwise
 
-# name: (repository on the Hugging Face hub, licence, what it is)
-HUB = {
-    "hubert_base": ("facebook/hubert-base-ls960", "Apache-2.0", "HuBERT Base, LibriSpeech 960 h"),
-    "hubert_large_ll60k": ("facebook/hubert-large-ll60k", "Apache-2.0", "HuBERT Large, 60k h"),
-    "wav2vec2_base_960": ("facebook/wav2vec2-base", "Apache-2.0", "wav2vec 2.0 Base, 960 h"),
-    "wav2vec2_large_ll60k": (
-        "facebook/wav2vec2-large-lv60",
-        "Apache-2.0",
-        "wav2vec 2.0 Large, 60k h",
+
+class Published(NamedTuple):
+    """A model of the Hugging Face hub."""
+
+    repository: str
+    normalize: bool | None = None  # waveforms; None: as its files ask for
+    licence: str = ""
+    about: str = ""
+
+
+# `normalize` is as SUPERB scored them (s3prl): the files of some Base models ask for it as well.
+PUBLISHED = {
+    "hubert_base": Published(
+        "facebook/hubert-base-ls960", False, "Apache-2.0", "HuBERT Base, LibriSpeech 960 h"
     ),
-    "wavlm_base": ("microsoft/wavlm-base", "CC-BY-SA-3.0", "WavLM Base, 960 h"),
-    "wavlm_base_plus": ("microsoft/wavlm-base-plus", "CC-BY-SA-3.0", "WavLM Base+, 94k h"),
-    "wavlm_large": ("microsoft/wavlm-large", "CC-BY-SA-3.0", "WavLM Large, 94k h"),
-    "data2vec_base": ("facebook/data2vec-audio-base", "Apache-2.0", "data2vec Base, 960 h"),
-    "data2vec_large": ("facebook/data2vec-audio-large", "Apache-2.0", "data2vec Large, 60k h"),
+    "hubert_large_ll60k": Published(
+        "facebook/hubert-large-ll60k", True, "Apache-2.0", "HuBERT Large, 60k h"
+    ),
+    "wav2vec2_base_960": Published(
+        "facebook/wav2vec2-base", False, "Apache-2.0", "wav2vec 2.0 Base, 960 h"
+    ),
+    "wav2vec2_large_ll60k": Published(
+        "facebook/wav2vec2-large-lv60", True, "Apache-2.0", "wav2vec 2.0 Large, 60k h"
+    ),
+    "wavlm_base": Published("microsoft/wavlm-base", False, "CC-BY-SA-3.0", "WavLM Base, 960 h"),
+    "wavlm_base_plus": Published(
+        "microsoft/wavlm-base-plus", False, "CC-BY-SA-3.0", "WavLM Base+, 94k h"
+    ),
+    "wavlm_large": Published("microsoft/wavlm-large", True, "CC-BY-SA-3.0", "WavLM Large, 94k h"),
+    "data2vec_base": Published(
+        "facebook/data2vec-audio-base", True, "Apache-2.0", "data2vec Base, 960 h"
+    ),
+    "data2vec_large": Published(
+        "facebook/data2vec-audio-large", True, "Apache-2.0", "data2vec Large, 60k h"
+    ),
 }
 
 
@@ -63,8 +89,29 @@ def load(spec: str, **options: Any) -> Upstream:
 def call(spec: str, **options: Any) -> tuple[Loader, dict[str, Any]]:
     """The loader that `spec` names and its arguments, typed as it wants them. UserError."""
     name, texts = parse(spec)
-    loader, given = _loader(name)
-    return loader, {**given, **_typed(name, loader, given, texts, options)}
+    loader, fixed = _loader(name)
+    return loader, {**fixed, **_options(name, loader, fixed, texts, options)}
+
+
+def require(spec: str) -> None:
+    """Raise what `load` would for a name that does not exist, at once: no weights are loaded."""
+    name, _ = parse(spec)
+    if name not in UPSTREAMS:
+        _loader(name)
+
+
+def canonical(spec: str) -> str:
+    """One spelling for each upstream: `hf:folder/` and `./folder` are `folder`.
+
+    A repository of the hub keeps its `hf:`, and a folder named like a row of the registry its `./`.
+    """
+    name, _ = parse(spec)
+    place = name.removeprefix("hf:")
+    if name in UPSTREAMS or not Path(place).exists():
+        return spec.strip()
+    path = os.path.normpath(place)
+    prefix = "./" if path in UPSTREAMS else ""
+    return prefix + path + spec.strip()[len(name) :]
 
 
 def parse(spec: str) -> tuple[str, dict[str, str]]:
@@ -76,8 +123,8 @@ def parse(spec: str) -> tuple[str, dict[str, str]]:
         if key in options:
             raise UserError(f"{spec}: {key} is given twice")
         options[key] = value
-    if not name:
-        raise UserError(f"{spec!r}: an upstream's name comes before its options")
+    if not name or not spec.isprintable():
+        raise UserError(f"{spec!r}: not an upstream; write NAME, or NAME:OPTION=VALUE, as text")
     return name, options
 
 
@@ -95,76 +142,42 @@ def split_specs(text: str) -> list[str]:
 
 
 def _loader(name: str) -> tuple[Loader, dict[str, Any]]:
-    """A name without options -> its loader and the argument that the name itself is."""
+    """A name without options -> its loader, and the arguments that the name itself fixes."""
     if name in UPSTREAMS:
-        return UPSTREAMS[name], {}
+        loader = UPSTREAMS[name]
+        return (loader.func, loader.keywords) if isinstance(loader, partial) else (loader, {})
     if name.startswith("hf:"):
-        return _hub, {"repo": name[3:]}
+        return _encoder, {"source": Published(name[3:]), "family": None}
     if name.startswith("s3prl:"):
         from upstream import s3prl
 
+        s3prl.package_of(name[6:])
         return s3prl.load, {"name": name[6:]}
     if user := re.fullmatch(r"(.+\.py):(\w+)", name):
-        return _user_class(Path(user[1]), user[2]), {}
+        path = _existing(Path(user[1]))
+        from upstream.user_class import loader_of
+
+        return loader_of(path, user[2]), {}
     path = Path(name)
     if path.suffix in RECIPES:
-        return UPSTREAMS["merged"], {"recipe": _existing(path)}
+        recipe = _existing(path)  # before the loader, which needs torch
+        return UPSTREAMS["merged"], {"recipe": recipe}
     if path.suffix in CHECKPOINTS or "/" in name or path.exists():
         if path.suffix == ".py":
             raise UserError(f"{name}: name the class as well: {name}:MyUpstream")
-        from upstream.encoder import encoder as encoders
-
-        return encoders.load, {"path": _existing(path)}
+        return _encoder, {"source": _existing(path)}
     return UPSTREAMS[name], {}  # raises, with the near match
 
 
-def _typed(
-    name: str, loader: Loader, given: dict[str, Any], texts: dict[str, str], typed: dict[str, Any]
+def _options(
+    name: str, loader: Loader, fixed: dict[str, Any], texts: dict[str, str], typed: dict[str, Any]
 ) -> dict[str, Any]:
     """The options for `loader`: its signature says which there are and of what type."""
-    made = inspect.unwrap(loader)
-    try:
-        init = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
-        hints, parameters = get_type_hints(init), inspect.signature(made).parameters
-    except (NameError, TypeError, ValueError) as error:
-        raise UserError(f"{name}: its options' types cannot be read ({error})") from error
-    loose = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    known = {key: value for key, value in parameters.items() if value.kind not in loose}
-    options: dict[str, Any] = {}
-    for key in texts | typed:
-        if key not in known or key in given:
-            hint = near_miss(key, known.keys() - given) or "; it has none"
-            raise UserError(f"{name} has no option {key!r}{hint}")
-        default = known[key].default
-        guess = str if default in (None, inspect.Parameter.empty) else type(default)
-        hint = hints.get(key, guess)
-        options[key] = typed[key] if key in typed else _convert(f"{name}:{key}", texts[key], hint)
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in options | given:
-            raise UserError(f"{name} needs {key}: write {name}:{key}=...")
-    return options
 
+    def read(value: Any, hint: Any, where: str) -> Any:
+        return schema.parse(value, hint, where) if isinstance(value, str) else value
 
-def _convert(place: str, text: str, hint: Any) -> Any:
-    """`text` as the type `hint`: bool, int, float, str, Path, Literal, or one of these or None."""
-    kinds = get_args(hint) if get_origin(hint) is not Literal else ()
-    if type(None) in kinds and text.lower() == "none":
-        return None
-    for kind in [kind for kind in kinds if kind is not type(None)] or [hint]:
-        if get_origin(kind) is Literal:
-            if text in get_args(kind):
-                return text
-            raise UserError(f"{place}={text}: not one of {', '.join(get_args(kind))}")
-        if kind is bool:
-            if text.lower() in ("true", "false"):
-                return text.lower() == "true"
-            raise UserError(f"{place}={text}: true or false")
-        if kind in (int, float, str, Path):
-            try:
-                return kind(text)
-            except ValueError as error:
-                raise UserError(f"{place}={text}: not a number ({kind.__name__})") from error
-    raise UserError(f"{place}: cannot be given on the command line; load it from Python")
+    return schema.bind(loader, {**texts, **typed}, name, fixed, read)
 
 
 def _existing(path: Path) -> Path:
@@ -173,31 +186,38 @@ def _existing(path: Path) -> Path:
         return path
     parent = next(folder for folder in path.parents if folder.exists())
     missing = path.relative_to(parent).parts[0]
-    close = difflib.get_close_matches(missing, [item.name for item in parent.iterdir()], n=1)
+    names = [item.name for item in parent.iterdir()] if parent.is_dir() else []
+    close = difflib.get_close_matches(missing, names, n=1)
     hint = f"; did you mean {parent / close[0]}?" if close else ""
     raise UserError(f"{path}: {missing} is not in {parent.resolve()}{hint}")
 
 
-def _hub(
-    repo: str,
+def _encoder(
+    source: Path | Published,
     *,
     normalize: bool | None = None,
     padding: Padding = "exact",
     precision: Precision = "float32",
-) -> Upstream:
-    """An encoder of the Hugging Face hub (downloaded once, then cached), or a local folder."""
+    family: str | None = None,
+) -> Any:  # an Upstream: hints are read, and must not need torch
+    """An encoder from a checkpoint here, or from the hub (downloaded once, then cached)."""
+    published = source if isinstance(source, Published) else None
+    if published and normalize is None:
+        normalize = published.normalize
+    path = source if isinstance(source, Path) else _download(source.repository)
     from upstream.encoder import encoder as encoders
 
-    folder = Path(repo)
-    if not folder.exists():
-        folder = _download(repo)
-    how: dict[str, Any] = {"normalize": normalize, "padding": padding, "precision": precision}
-    encoder = encoders.load(folder, **how)
-    encoder.source = repo
+    encoder = encoders.load(
+        path, normalize=normalize, padding=padding, precision=precision, family=family
+    )
+    if published:
+        encoder.source, encoder.licence = published.repository, published.licence
     return encoder
 
 
 def _download(repo: str) -> Path:
+    if Path(repo).exists():
+        return Path(repo)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
@@ -215,26 +235,12 @@ def _download(repo: str) -> Path:
     return folder
 
 
-def _registered(repo: str, licence: str) -> Loader:
-    def loader(
-        *,
-        normalize: bool | None = None,
-        padding: Padding = "exact",
-        precision: Precision = "float32",
-    ) -> Upstream:
-        encoder = _hub(repo, normalize=normalize, padding=padding, precision=precision)
-        encoder.licence = licence
-        return encoder
-
-    return loader
-
-
 def _demo(
     *,
     normalize: bool | None = None,
     padding: Padding = "exact",
     precision: Precision = "float32",
-) -> Upstream:
+) -> Any:
     """The small HuBERT that ships with this project; $HUBERT_DEMO may name another folder.
 
     `benchmark.py --from-scratch` sets it to the encoder that it pre-trains anew.
@@ -242,60 +248,11 @@ def _demo(
     folder = Path(os.environ.get("HUBERT_DEMO", PROJECT / "recipes" / "demo" / "hubert_demo"))
     if not folder.exists():
         raise UserError(f"hubert_demo: {folder} is not there; take it from a fresh clone")
-    from upstream.encoder import encoder as encoders
-
-    return encoders.load(folder, normalize=normalize, padding=padding, precision=precision)
+    return _encoder(folder, normalize=normalize, padding=padding, precision=precision)
 
 
-for _name, (_repo, _licence, _about) in HUB.items():
-    UPSTREAMS.add(_name, _registered(_repo, _licence), _about)
+for _name, _published in PUBLISHED.items():
+    UPSTREAMS.add(_name, partial(_encoder, source=_published, family=None), _published.about)
 UPSTREAMS.add("hubert_demo", _demo, "a small HuBERT that ships with this project")
 UPSTREAMS.add("fbank", "upstream.fbank:Fbank", "80 log mel energies and deltas, CMVN")
 UPSTREAMS.add("fbank_no_cmvn", "upstream.fbank:no_cmvn", "the same without CMVN, for SID and ER")
-
-
-def _user_class(path: Path, name: str) -> Loader:
-    """The class `name` of the user's file, a subclass of Upstream. Runs the file."""
-    _existing(path)
-    module_name = f"user_{path.stem}"
-    found = importlib.util.spec_from_file_location(module_name, path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[module_name] = module  # inspect.getsource, for the fingerprint, looks here
-    _in_user_code(path, lambda: found.loader.exec_module(module))  # type: ignore[union-attr]
-    classes = {
-        key: value
-        for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Upstream) and value is not Upstream
-    }
-    if name not in classes:
-        if hasattr(module, name):
-            raise UserError(f"{path}:{name} is not a subclass of upstream.base.Upstream")
-        raise UserError(f"{path} has no upstream {name}{near_miss(name, classes)}")
-    made = classes[name]
-
-    def construct(**options: Any) -> Upstream:
-        built: Upstream = _in_user_code(path, lambda: made(**options))
-        for field in ("num_layers", "dim", "stride"):
-            if not isinstance(getattr(built, field, None), int):
-                raise UserError(f"{path}:{name} must set self.{field} to a whole number")
-        built.source, built.options = built.source or str(path), options
-        return built
-
-    construct.__wrapped__ = made  # type: ignore[attr-defined]  # its signature names the options
-    return construct
-
-
-def _in_user_code(path: Path, act: Callable[[], Any]) -> Any:
-    """Run a piece of the user's file; what goes wrong there is one line with its place."""
-    try:
-        return act()
-    except UserError:
-        raise
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame.lineno for frame in frames if Path(frame.filename).name == path.name]
-        place = f"{path}:{own[-1]}" if own else str(path)
-        raise UserError(f"{place}: {type(error).__name__}: {error}") from error

@@ -1,109 +1,178 @@
-"""Any upstream of s3prl as an Upstream: `s3prl:fbank`, `s3prl:hubert:ckpt=/path/to/converted.pt`.
+"""Any upstream of s3prl as an Upstream: `s3prl:fbank`, `s3prl:tera:ckpt=states-1000000.ckpt`.
 
 `import s3prl.hub` fails on torchaudio >= 2.9, the single upstreams' modules import well: a name is
 looked up in their sources and only the module that defines it is imported.
+
+s3prl unpickles a checkpoint with whatever code it names, and evaluates some of its strings. So it
+never sees a user's file: families that this project reads come from its own reader, others as a
+copy of what the weights-only reader found, if no string in it could do anything when evaluated.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.util
-from collections.abc import Callable
-from importlib.metadata import version
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from upstream.base import SAMPLE_RATE, Hidden, Upstream
+from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 
-SHORTEST = 800  # samples: s3prl/nn/upstream.py pads anything below 0.05 s
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# s3prl's packages whose checkpoints are read here, and the family that they are.
+READ_HERE = {
+    "hubert": "hubert",
+    "wavlm": "wavlm",
+    "wav2vec2": "wav2vec2",
+    "data2vec": "data2vec-audio",
+    "unispeech_sat": "hubert",
+}
+# What an expression needs to call anything, or to grow without bound.
+ACTIVE = re.compile(r"[(\[{*%]|<<")
 
 
-class S3PRL(Upstream):
-    """Wraps one of s3prl's experts: a module called with a list of unpadded waves.
-
-    Its padding is s3prl's, so the features of a wave may depend on its batch; lengths are
-    s3prl's `round(samples / rate)`, capped at what there is (Featurizer.tolist).
-    """
-
-    def __init__(self, expert: nn.Module, name: str) -> None:
-        super().__init__()
-        self.expert = expert.eval()
-        self.name = name
-        self.source = f"s3prl {version('s3prl')}: {name}"
-        try:
-            self.stride = int(self.expert.get_downsample_rates("hidden_states"))  # type: ignore[operator]
-            with torch.no_grad():
-                states = self._states([torch.zeros(SAMPLE_RATE)])
-        except Exception as error:  # someone else's code: whatever it raises, it cannot be used
-            raise UserError(f"s3prl:{name} does not run here ({_line(error)})") from error
-        self.num_layers, self.dim = len(states), states[0].shape[-1]
-
-    def identity(self) -> dict[str, Any]:
-        return {"s3prl": version("s3prl"), "name": self.name, "padding": "s3prl"}
-
-    def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
-        """wavs [B, N], lens [B] in samples -> Hidden of [L, B, T, D]."""
-        waves = [wav[:n] for wav, n in zip(wavs, lens.tolist())]
-        states = self._states([F.pad(wave, (0, max(0, SHORTEST - len(wave)))) for wave in waves])
-        kept = torch.round(lens.double() / self.stride).long().to(wavs.device)
-        return Hidden(torch.stack(states).float(), kept.clamp(1, states[0].shape[1]))
-
-    def _states(self, waves: list[Tensor]) -> list[Tensor]:
-        states = list(self.expert(waves)["hidden_states"])
-        if len({state.shape for state in states}) != 1:
-            raise UserError(f"s3prl:{self.name}: its layers differ in size and cannot be summed")
-        return states
-
-
-def load(name: str, *, ckpt: str | None = None) -> S3PRL:
+def load(name: str, *, ckpt: Path | None = None, trust: bool = False) -> Any:  # an Upstream
     """The s3prl upstream `name`, with its own checkpoint or with the one given.
 
-    Raises UserError for an unknown name, and for one that cannot be imported, downloaded or run.
+    `trust`: hand the file itself to s3prl, which runs whatever code is in it. Raises UserError for
+    an unknown name, for one that cannot be imported, downloaded or run, and for a checkpoint that
+    is dangerous or not that model's.
     """
-    entries = _entries()
-    if name not in entries:
-        raise UserError(f"s3prl has no upstream {name!r}{near_miss(name, entries)}")
-    if ckpt is not None and not Path(ckpt).is_file():
-        raise UserError(f"s3prl:{name}: no checkpoint {ckpt}")
-    try:
-        return S3PRL(_expert(f"s3prl.upstream.{entries[name]}", name, ckpt), name)
-    except UserError:
-        raise
-    except Exception as error:  # as above; a download that fails offline ends here too
-        way = "" if ckpt else f"; if it needs weights, give them: s3prl:{name}:ckpt=FILE"
-        raise UserError(f"s3prl:{name} does not load here ({_line(error)}){way}") from error
+    package = package_of(name)
+    if ckpt is not None:
+        disk.require_file(ckpt)
+    if ckpt is None or trust:
+        return _wrapped(package, name, ckpt)
+    if package in READ_HERE:
+        return _read_here(package, name, ckpt)
+    from upstream.checkpoints import tensor_files as files
+
+    content, _ = files.load(ckpt)
+    _require_inert(content, f"s3prl:{name}:ckpt={ckpt}")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "checkpoint.pt")
+        files.save_torch(content, copy)
+        upstream = _wrapped(package, name, copy)
+    _require_loaded(upstream.expert, content, f"s3prl:{name}:ckpt={ckpt}")
+    return upstream
 
 
-def _expert(package: str, name: str, ckpt: str | None) -> nn.Module:
-    if ckpt is None:
-        entry: Callable[[], nn.Module] = getattr(
-            importlib.import_module(f"{package}.hubconf"), name
-        )
-        return entry()
-    # not the hub's entry: for most names it drops a given checkpoint without a word
-    expert: nn.Module = importlib.import_module(f"{package}.expert").UpstreamExpert(ckpt)
-    return expert
+def package_of(name: str) -> str:
+    """The package of s3prl that defines a name of its hub. Raises UserError."""
+    packages = _packages()
+    if name not in packages:
+        raise UserError(f"s3prl has no upstream {name!r}{near_miss(name, packages)}")
+    return packages[name]
 
 
-def _entries() -> dict[str, str]:
-    """Every hub name of s3prl and the package that defines it, found without importing any."""
+@cache
+def _packages() -> dict[str, str]:
+    """Every name of s3prl's hub and its package, found without importing any."""
     found = importlib.util.find_spec("s3prl")
     if found is None or found.origin is None:
         raise UserError("s3prl is not installed; pip install s3prl==0.4.18")
-    entries: dict[str, str] = {}
+    packages: dict[str, str] = {}
     for path in sorted(Path(found.origin).parent.glob("upstream/*/hubconf.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                entries.setdefault(node.name, path.parent.name)
-    return entries
+                packages[node.name] = path.parent.name  # as there, the last of one name counts
+    return packages
 
 
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text[:160]}"
+def _wrapped(package: str, name: str, ckpt: Path | None) -> Any:
+    from upstream.s3prl_expert import S3PRL, expert, line
+
+    try:
+        return S3PRL(expert(package, name, ckpt), name)
+    except UserError:
+        raise
+    except Exception as error:  # someone else's code; a download that fails offline ends here too
+        way = "" if ckpt else f"; if it needs weights, give them: s3prl:{name}:ckpt=FILE"
+        raise UserError(f"s3prl:{name} does not load here ({line(error)}){way}") from error
+
+
+def _read_here(package: str, name: str, ckpt: Path) -> Any:
+    """The same model by our own reader and forward, padding as in s3prl."""
+    from upstream.encoder import encoder as encoders
+
+    try:
+        return encoders.load(ckpt, padding="s3prl", family=READ_HERE[package])
+    except UserError as error:
+        raise UserError(
+            f"{error} (a checkpoint that you trust with your account's rights goes to s3prl's own "
+            f"code with s3prl:{name}:ckpt={ckpt}:trust=true)"
+        ) from error
+
+
+def _require_inert(content: Any, spec: str) -> None:
+    """Raises UserError for a string that does something when s3prl evaluates it.
+
+    s3prl 0.4.18 evaluates sizes (`conv_feature_layers` and others), and the name of a filter bank
+    as an attribute of a module.
+    """
+    from upstream.checkpoints.read import literal
+
+    for text in _texts(content):
+        if not ACTIVE.search(text) or not (_parses(text) or _parses(f"module.{text}")):
+            continue
+        try:
+            literal(text)
+        except Exception as error:  # each kind of nonsense has its own
+            raise UserError(
+                f"{spec}: s3prl would evaluate {text[:80]!r} from it, which is more than numbers; "
+                f"add :trust=true if you trust the file with your account's rights"
+            ) from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in what the weights-only reader returns."""
+    if isinstance(value, (str, bytes)):
+        yield value if isinstance(value, str) else value.decode("latin-1")
+    elif isinstance(value, Mapping):
+        for item in [*value.keys(), *value.values()]:
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _texts(item)
+    elif hasattr(value, "__dict__") and not hasattr(value, "storage"):  # Namespace, Inert
+        yield from _texts(vars(value))
+
+
+def _parses(text: str) -> bool:
+    """Whether eval() would get beyond the syntax; what cannot be told counts as yes."""
+    try:
+        ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError):
+        return False
+    except (MemoryError, RecursionError):
+        return True
+    return True
+
+
+def _require_loaded(expert: nn.Module, content: Mapping[str, Any], spec: str) -> None:
+    """Every parameter of the expert is in the file: some load with strict=False, without a word."""
+    shapes: dict[str, set[Any]] = {}
+    for name, tensor in _tensors(content):
+        shapes.setdefault(name, set()).add(tensor.shape)
+    for name, parameter in expert.named_parameters():
+        parts = name.split(".")
+        suffixes = (".".join(parts[start:]) for start in range(len(parts)))
+        if not any(parameter.shape in shapes.get(suffix, ()) for suffix in suffixes):
+            raise UserError(f"{spec}: is of another model: no {name} in it; :trust=true ignores it")
+
+
+def _tensors(content: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested dictionaries by name."""
+    from torch import Tensor
+
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            yield str(name), value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value)

@@ -112,9 +112,9 @@ def open_plan(path: Path, results: Path) -> Plan:
         raise UserError(f"{path}: upstream {recipe.upstream} has no weights to fine-tune")
     if dropouts := recipe.dropouts():
         weights = checkpoint(encoder, encoder.model.state_dict(), **dropouts)
-        heard: frozenset[str] = getattr(encoder, "heard", frozenset())
+        heard = encoder.heard
         encoder = Encoder(weights, encoder.padding, encoder.precision)
-        encoder.heard = heard  # type: ignore[assignment]
+        encoder.heard = heard
     prepared = prepare(task_recipes.load(path.parent / recipe.task), results)
     return Plan(recipe, encoder, encoder.fingerprint(), prepared)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import sys
@@ -49,12 +50,12 @@ def test_a_failed_save_leaves_the_old_model(
     before = load(folder).fingerprint()
     (folder / "README.md").write_text("a card")
 
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError("disk full")
+    def full(part: Path, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_tensors", full)
-        with pytest.raises(OSError, match="disk full"):
+        patch.setattr("os.replace", full)
+        with pytest.raises(UserError, match=r"cannot be written \(No space"):
             tiny.encoder(tmp_path, seed=1).save(folder)
     assert load(folder).fingerprint() == before
     other = tiny.encoder(tmp_path, seed=1)

@@ -318,7 +318,7 @@ def test_published_torchaudio_names_are_known() -> None:
         assert config["num_hidden_layers"] == len(layers)
         kind = FAMILIES[family]
         with torch.device("meta"):
-            ours = Model(Config.read(config, kind.own, kind.fixed)).state_dict()
+            ours = Model(Config.read(config, kind, "test")).state_dict()
         ours.pop("masked_spec_embed", None)
         assert {k: t.shape for k, t in state.items()} == {k: t.shape for k, t in ours.items()}
 

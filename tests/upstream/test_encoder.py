@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +18,12 @@ from torchaudio.transforms import ComputeDeltas
 
 import upstream
 from upstream.audio import pad
-from upstream.base import UPSTREAMS, Hidden
+from upstream.base import Hidden, valid
+from upstream.common.errors import UserError
 from upstream.encoder import encoder as encoders
 from upstream.encoder.config import Family
 from upstream.fbank import Fbank
-from upstream.resolve import HUB, PROJECT
+from upstream.resolve import PROJECT, PUBLISHED, UPSTREAMS
 
 CLOSE = 1e-4
 
@@ -200,28 +203,88 @@ def test_the_family_has_no_say_in_the_cnn(folders: dict[str, Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize("variant", ["hubert", "hubert-large", "wavlm", "data2vec"])
-def test_low_precision_is_near_and_its_error_is_told(
+def test_low_precision_is_near(variant: str, folders: dict[str, Path]) -> None:
+    batch = pad(tiny.noise(9000, 4000))
+    with torch.inference_mode():
+        exact, lens = encoders.load(folders[variant])(*batch)
+        mine = valid(lens, exact.shape[2])
+        errors = []
+        for precision in ("bfloat16", "float16"):
+            encoder = encoders.load(folders[variant], precision=precision)
+            layers = encoder(*batch).layers
+            again = encoder.contextual(*encoder.convolve(*batch))
+            assert layers.dtype == encoder.convolve(*batch)[0].dtype == torch.float32
+            assert torch.equal(layers, again.layers)
+            error, size = (x[:, mine].square().mean((1, 2)) for x in (layers - exact, exact))
+            errors.append(float((error / size).max().sqrt()))
+    assert 0.05 > errors[0] > 3 * errors[1] > 0  # three bits of mantissa apart
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_hidden_frames_are_replaced_before_the_transformer(
     variant: str, folders: dict[str, Path]
 ) -> None:
-    plain = encoders.load(folders[variant])
-    batch = pad(tiny.noise(9000, 4000))
-    assert plain.precision_error(*batch) == 0
+    """As transformers' models do in pre-training."""
+    encoder, model = encoders.load(folders[variant]), tiny.model(variant)
+    wav = tiny.noise(8000)[0]
+    hidden = torch.zeros(1, 24, dtype=torch.bool)
+    hidden[0, 5:11] = True
     with torch.inference_mode():
-        exact = plain(*batch).layers
-    errors = []
-    for precision in ("bfloat16", "float16"):
-        encoder = encoders.load(folders[variant], precision=precision)
-        with torch.inference_mode():
-            hidden = encoder(*batch)
-            again = encoder.contextual(*encoder.convolve(*batch))
-        assert hidden.layers.dtype == encoder.convolve(*batch)[0].dtype == torch.float32
-        assert torch.equal(hidden.layers, again.layers)
-        errors.append(encoder.precision_error(*batch))
-        assert encoder.precision == precision
-        first = (hidden.layers - exact)[:, 0].square().mean((1, 2))
-        first /= exact[:, 0].square().mean((1, 2))
-        assert 0.3 * errors[-1] < float(first.max().sqrt()) < 3 * errors[-1]
-    assert 0.05 > errors[0] > 3 * errors[1] > 0  # three bits of mantissa apart
+        convolved = encoder.convolve(*pad([wav]))
+        plain, masked = encoder.contextual(*convolved), encoder.contextual(*convolved, hidden)
+        given = torch.nn.functional.layer_norm(wav, wav.shape, eps=1e-5)
+        outputs = model(
+            (given if encoder.normalize else wav)[None],
+            mask_time_indices=hidden,
+            output_hidden_states=True,
+        )
+        none = encoder.contextual(*convolved, torch.zeros_like(hidden))
+    theirs = torch.stack([*outputs.hidden_states[:-1], outputs.last_hidden_state])
+    assert (masked.layers - theirs).abs().max() <= CLOSE
+    assert (masked.layers - plain.layers).abs().max() > 0.01
+    assert torch.equal(none.layers, plain.layers)
+    del encoder.model.masked_spec_embed
+    with pytest.raises(UserError, match="no masked_spec_embed"), torch.inference_mode():
+        encoder.contextual(*convolved, hidden)
+
+
+def test_what_weights_have_heard_lies_beside_them(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["hubert"], tmp_path / "tuned")
+    assert encoders.load(folder).heard == frozenset()
+    (folder / "heard.txt").write_text("abc\nabc@1.5-2.5\n")
+    heard = {"abc", "abc@1.5-2.5"}
+    assert encoders.load(folder).heard == heard
+    assert encoders.load(folder / "model.safetensors").heard == heard
+    (folder / "heard.txt").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match=r"heard\.txt: not text"):
+        encoders.load(folder)
+
+
+@pytest.mark.parametrize("record", ["fingerprint", "fingerprints"])
+def test_a_bit_flipped_in_a_built_model_is_noticed(
+    record: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["hubert"], tmp_path / "tuned")
+    due = encoders.load(folder).fingerprint()
+    several = {"base_fingerprint": "0", "fingerprints": {"merged": due}}
+    content = {"fingerprint": due} if record == "fingerprint" else several
+    (folder / "merge.json").write_text(json.dumps(content))
+    assert encoders.load(folder).fingerprint() == due
+    for options in ({"padding": "s3prl"}, {"normalize": True}, {"precision": "bfloat16"}):
+        encoders.load(folder, **options).fingerprint()  # another one, of the same weights
+    tuned = encoders.load(folder)
+    with torch.no_grad():
+        tuned.model.encoder.layer_norm.bias.add_(1)
+    assert tuned.fingerprint() != due  # trained on, not damaged
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-5] ^= 4
+    (folder / "model.safetensors").write_bytes(weights)
+    for options in ({}, {"padding": "s3prl"}):
+        with pytest.raises(UserError, match="damaged or replaced; delete the folder"):
+            encoders.load(folder, **options).fingerprint()
+    del content["fingerprint" if record == "fingerprint" else "base_fingerprint"]
+    (folder / "merge.json").write_text(json.dumps(content))  # says nothing of an encoder
+    encoders.load(folder).fingerprint()
 
 
 def test_a_callers_autocast_changes_nothing(folders: dict[str, Path]) -> None:
@@ -288,5 +351,5 @@ def test_listing_imports_no_models() -> None:
         "assert not {'transformers', 's3prl', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert {*HUB, "fbank", "fbank_no_cmvn", "hubert_demo"} <= set(UPSTREAMS)
+    assert {*PUBLISHED, "fbank", "fbank_no_cmvn", "hubert_demo"} <= set(UPSTREAMS)
     assert all(UPSTREAMS.about(name) for name in UPSTREAMS)

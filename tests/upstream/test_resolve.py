@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,11 @@ import torch
 
 import upstream
 from upstream import resolve
-from upstream.base import UPSTREAMS, Upstream
+from upstream.base import Upstream
 from upstream.checkpoints.write import to_s3prl
 from upstream.common.errors import UserError
 from upstream.encoder.encoder import Encoder
-from upstream.resolve import parse, split_specs
+from upstream.resolve import UPSTREAMS, parse, split_specs
 
 MINE = """
 import torch
@@ -104,7 +107,9 @@ def test_options_are_typed_and_python_wins_over_text(tmp_path: Path) -> None:
     assert "exact, s3prl" in complaint(f"{folder}:padding=exakt")
     assert "true or false" in complaint("fbank:cmvn=1")
     assert "did you mean cmvn" in complaint("fbank:cmv=true")
-    assert "has no option 'padding'" in complaint("fbank", padding="exact")
+    assert "unknown key 'padding'" in complaint("fbank", padding="exact")
+    assert "unknown key 'licence'" in complaint("hubert_base:licence=mine")
+    assert "unknown key 'source'" in complaint(f"{folder}:source=x")
 
 
 def test_wrong_names_and_paths(tmp_path: Path) -> None:
@@ -113,7 +118,7 @@ def test_wrong_names_and_paths(tmp_path: Path) -> None:
     assert f"did you mean {folder}?" in complaint(f"{folder}x")
     assert f"did you mean {folder}?" in complaint(f"{folder}x/deeper/model.pt")
     assert "did you mean hubert?" in complaint("s3prl:hubertt")
-    assert "no checkpoint" in complaint("s3prl:hubert:ckpt=/nowhere.pt")
+    assert "no such file" in complaint("s3prl:hubert:ckpt=/nowhere.pt")
     assert "config.json" in complaint(str(tmp_path))
 
 
@@ -140,6 +145,74 @@ def test_the_hub_is_asked_for_safe_weights_first(
     encoder = upstream.load("wavlm_base")
     assert (encoder.source, encoder.licence) == ("microsoft/wavlm-base", "CC-BY-SA-3.0")
     assert asked == [("microsoft/wavlm-base", ["*.json", "model*.safetensors"])]
+
+
+def test_published_base_models_are_as_superb_scored_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """s3prl does not normalise waveforms for them, though transformers' files ask for it."""
+    folder = tiny.hf_folder(tmp_path)
+    (folder / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(folder))
+
+    def normalizes(spec: str) -> bool:
+        encoder = upstream.load(spec)
+        assert isinstance(encoder, Encoder)
+        return encoder.normalize
+
+    bases = ("hubert_base", "wav2vec2_base_960", "wavlm_base", "wavlm_base_plus")
+    assert not any(normalizes(name) for name in bases)
+    assert normalizes("hubert_base:normalize=true")
+    assert normalizes("hubert_large_ll60k") and normalizes("data2vec_base")
+    assert normalizes("hf:facebook/hubert-base-ls960")
+
+
+def test_one_upstream_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tiny.hf_folder(tmp_path).relative_to(tmp_path)
+    same = [f"{folder}", f"{folder}/", f"./{folder}", f"hf:{folder}", f"hf:./x/../{folder}/"]
+    (tmp_path / "x").mkdir()
+    assert {resolve.canonical(spec) for spec in same} == {str(folder)}
+    options = ":padding=s3prl,normalize=true"
+    assert resolve.canonical(f"hf:{folder}/{options}") == f"{folder}{options}"
+    (tmp_path / "fbank").mkdir()
+    assert resolve.canonical("fbank") == "fbank"
+    assert resolve.canonical("./fbank") == resolve.canonical("hf:fbank/") == "./fbank"
+    for other in ("hf:facebook/x", "s3prl:hubert", "mine.py:Mine", "hubert_base:padding=s3prl"):
+        assert resolve.canonical(other) == other
+
+
+def test_a_wrong_name_is_told_before_torch_is_imported() -> None:
+    code = (
+        "import sys, merging, upstream\n"
+        "from upstream.resolve import UPSTREAMS, require\n"
+        "for spec in ('hubrt_base', 'hubert_base:pading=s3prl', 'nowhere/model.pt', 's3prl:hubrt',"
+        " 'hubert_base:normalize=maybe', 'nowhere.py:Mine', 'nowhere.yaml', 'a\\0b', 'a\\udcff'):\n"
+        "    try: upstream.load(spec)\n"
+        "    except ValueError as error: assert str(error).isprintable(), error\n"
+        "    else: sys.exit(spec)\n"
+        "for name in UPSTREAMS: require(name)\n"
+        "require('hf:facebook/x')\n"
+        "heavy = {'torch', 'numpy', 's3prl', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=resolve.PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pipes_are_no_files(tmp_path: Path) -> None:
+    """Opening one for reading would wait for ever."""
+    folder = tiny.hf_folder(tmp_path)
+    for name in ("x.pt", "x.safetensors", "mine.py"):
+        os.mkfifo(tmp_path / name)
+    for spec in ("x.pt", "x.safetensors", "mine.py:Mine"):
+        assert "is a pipe" in complaint(str(tmp_path / spec))
+    assert "is a pipe" in complaint(f"s3prl:tera_local:ckpt={tmp_path / 'x.pt'}")
+    for name in ("heard.txt", "config.json", "model.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+        complaint(str(folder))
 
 
 def test_a_recipe_goes_to_the_merged_loader(
@@ -184,7 +257,7 @@ def test_a_users_mistakes(mine: Path) -> None:
     assert "self.stride" in complaint(f"{mine}:Unfinished")
     assert "name the class" in complaint(str(mine))
     assert "did you mean scale?" in complaint(f"{mine}:Mine:scle=2")
-    assert "not a number" in complaint(f"{mine}:Mine:scale=two")
+    assert "must be float" in complaint(f"{mine}:Mine:scale=two")
     assert f"{mine}:11: ZeroDivisionError" in complaint(f"{mine}:Mine:scale=0")
     mine.write_text("x = 1\ny = (\n")
     assert f"{mine}:2: '(' was never closed" == complaint(f"{mine}:Mine")

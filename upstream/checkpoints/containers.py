@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +18,11 @@ from torch import Tensor
 
 from upstream.checkpoints import tensor_files as files
 from upstream.checkpoints.tensor_names import Slot, State, slots
+from upstream.common import disk
 from upstream.common.errors import UserError
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of an HF folder, the first that is there
+WEIGHTS = "model.safetensors"
+WEIGHT_FILES = (WEIGHTS, "pytorch_model.bin")  # of an HF folder, the first that is there
 INDEX = ".index.json"  # after one of these names: the weights are in shards
 
 
@@ -55,12 +56,12 @@ def open_container(path: str | Path) -> Container:
         content, _ = files.load(file)
         with files.guarded(file, "its entries are not what their names say"):
             weights, settings, clue = _find(content, file)
-            found = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-        for name, tensor in found.items():
+            shard = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+        for name, tensor in shard.items():
             _require_plain(name, tensor, file)
             if name in tensors:
                 raise UserError(f"{file}: {name} is in another shard as well")
-        tensors |= found
+        tensors |= shard
     return Container(path, tensors, slots(tensors, str(path)), settings, clue)
 
 
@@ -74,15 +75,12 @@ def write(source: str | Path, state: Mapping[str, Tensor], output: str | Path) -
     name or a shape that `source` does not have.
     """
     source, output = Path(source), Path(output)
-    found = open_container(source)
-    changed = _changed(found, state)
+    changed = _changed(open_container(source), state)
     if not source.is_dir():
         return _write_file(source, changed, output)
-    output.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         if file.suffix in (".json", ".txt") and file.is_file():
-            with files.whole(output / file.name) as part:
-                shutil.copyfile(file, part)
+            disk.write(output / file.name, disk.read(file))
     for file in weight_files(source):
         _write_file(file, changed, output / file.name)
     return None
@@ -90,7 +88,7 @@ def write(source: str | Path, state: Mapping[str, Tensor], output: str | Path) -
 
 def weight_files(folder: Path) -> list[Path]:
     """The files with the weights of an HF folder, all shards. Raises UserError if one lacks."""
-    for name in WEIGHTS:
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return [folder / name]
         index = folder / f"{name}{INDEX}"
@@ -104,15 +102,15 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / shard for shard in shards]
     if shards := sorted(path.name for path in folder.glob("*-of-*")):
         raise UserError(f"{folder}: {shards[0]} is a shard, and there is no index; copy that too")
-    raise UserError(f"{folder}: no {' or '.join(WEIGHTS)} beside a config.json in it")
+    raise UserError(f"{folder}: no {' or '.join(WEIGHT_FILES)} beside a config.json in it")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: not there; a model folder holds config.json and weights")
     with files.guarded(path, "not JSON, or not an object"):
-        if not path.is_file():
-            raise UserError(f"{path}: not there; a model folder holds config.json and weights")
-        return dict(json.loads(path.read_text()).items())
+        return dict(json.loads(path.read_bytes()).items())
 
 
 def _table(path: Path, key: str) -> dict[str, Any]:
@@ -143,9 +141,8 @@ def _find(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str
     elif "state_dict" in content:  # Lightning
         weights = content["state_dict"]
         clues.append(str(content.get("hyper_parameters")).lower())
-    elif isinstance(
-        content.get("model"), dict
-    ):  # fairseq (nested cfg, or flat args), WavLM, DeCoAR
+    elif isinstance(content.get("model"), dict):
+        # fairseq (nested cfg, or flat args), WavLM, DeCoAR
         weights = content["model"]
         cfg = plain(content.get("cfg")) or plain(content.get("args"))
         settings = {**cfg, **plain(cfg.get("task")), **plain(cfg.get("model"))}
@@ -168,24 +165,24 @@ def _require_plain(name: Any, tensor: Tensor, path: Path) -> None:
         raise UserError(f"{path}: {name} is not a plain tensor that the file holds in full")
 
 
-def _changed(found: Container, state: Mapping[str, Tensor]) -> State:
+def _changed(container: Container, state: Mapping[str, Tensor]) -> State:
     """Stored names -> new tensors, in the dtype to store."""
-    groups: dict[str, list[str]] = {}
-    for name, slot in found.slots.items():
-        groups.setdefault(slot.name, []).append(name)
-    for name in state:
-        if name not in found.slots:
-            raise UserError(f"{found.path}: has no tensor {name} to replace")
-        old, new = found.slots[name].take(found.tensors).shape, state[name].shape
+    path, tensors, slots = container.path, container.tensors, container.slots
+    for name, tensor in state.items():
+        if name not in slots:
+            raise UserError(f"{path}: has no tensor {name} to replace")
+        old, new = slots[name].take(tensors).shape, tensor.shape
         if old != new:
-            raise UserError(f"{found.path}: {name} is {tuple(old)}, not {tuple(new)}")
+            raise UserError(f"{path}: {name} is {tuple(old)}, not {tuple(new)}")
+    parts: dict[str, list[str]] = {}  # stored name -> the canonical tensors it is made of
+    for name, slot in slots.items():
+        parts.setdefault(slot.name, []).append(name)
     changed: State = {}
-    for stored, names in groups.items():
-        if not any(name in state for name in names):
-            continue
-        parts = [state[n] if n in state else found.slots[n].take(found.tensors) for n in names]
-        tensor = parts[0] if len(parts) == 1 else torch.cat([part.cpu() for part in parts])
-        changed[stored] = _fitting(tensor.detach().cpu(), found.tensors[stored].dtype)
+    for stored, names in parts.items():
+        if state.keys() & names:
+            new_parts = [state[n] if n in state else slots[n].take(tensors) for n in names]
+            whole = new_parts[0] if len(names) == 1 else torch.cat([t.cpu() for t in new_parts])
+            changed[stored] = _fitting(whole.detach().cpu(), tensors[stored].dtype)
     return changed
 
 

@@ -43,6 +43,7 @@ CLUES = [
     ("wav2vec2", r"quantizer\.|project_q\.|\bwav2vec|\bxls"),
 ]
 CNN, LAYER = "feature_extractor.conv_layers.{}.conv.weight", "encoder.layers.{}."
+STACK = "encoder.pos_conv_embed.layers.{}.conv.weight"  # data2vec's positional convolutions
 HF = (".bin", ".safetensors")  # files of transformers, which describes them in config.json
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
 PUBLISHED = (768, 1024, 1280, 1920)  # widths of Base, Large, XL and XLS-R 2B
@@ -55,20 +56,20 @@ def read(path: str | Path, family: str | None = None) -> Checkpoint:
     no checkpoint, is damaged, is of another architecture, or would need code to be run.
     """
     path = Path(path)
-    found = open_container(path)
-    state = without_pretraining(found.state)
+    container = open_container(path)
+    state = without_pretraining(container.state)
     _require_encoder(state, str(path))
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or (path.suffix in HF and (folder / "config.json").is_file()):
         return _with_config(folder, state)
-    clues = " ".join([found.clue, *found.tensors, *state])
+    clues = " ".join([container.clue, *container.tensors, *state])
     family = family or next((name for name, mark in CLUES if re.search(mark, clues)), None)
     if family is None:
         raise UserError(f"{path}: does not say which model it is; add :family=hubert or wav2vec2")
     with guarded(path, "its settings cannot be read; save the encoder as an HF folder instead"):
-        config = _config(family, state, found.settings, str(path))
+        config = _config(family, state, container.settings, str(path))
         # fairseq's releases normalise exactly the models whose CNN has layer norms
-        normalize = bool(found.settings.get("normalize", layer_normed(state)))
+        normalize = bool(container.settings.get("normalize", layer_normed(state)))
     return Checkpoint(family, config, state, normalize, str(path))
 
 
@@ -99,13 +100,13 @@ def _with_config(folder: Path, state: State) -> Checkpoint:
 
 def _require_sizes(config: dict[str, Any], state: State, family: str, source: str) -> None:
     """Raises UserError, before anybody builds such a model, for sizes that no tensor has."""
-    found = {size for tensor in state.values() for size in tensor.shape}
+    sizes = {size for tensor in state.values() for size in tensor.shape}
     stacked = family == "data2vec-audio"  # its positional convolutions: so many, of this kernel
     kernel = "conv_pos_kernel_size" if stacked else "num_conv_pos_embeddings"
     for key in ("hidden_size", "intermediate_size", "conv_dim", "conv_kernel", kernel):
         asked = config.get(key)
         for size in asked if isinstance(asked, list) else [asked]:
-            if isinstance(size, int) and size not in found:
+            if isinstance(size, int) and size not in sizes:
                 raise UserError(f"{source}: no tensor has the {key} of config.json ({size!r:.20})")
     for key in ("num_hidden_layers", *(["num_conv_pos_embeddings"] if stacked else [])):
         if isinstance(config.get(key), int) and config[key] > len(state):
@@ -117,16 +118,16 @@ def _require_sizes(config: dict[str, Any], state: State, family: str, source: st
 
 def compare(expected: Mapping[str, tuple[int, ...]], weights: Checkpoint) -> None:
     """Raises UserError with the first differences between `weights` and the `expected` shapes."""
-    found = {name: tuple(tensor.shape) for name, tensor in weights.state.items()}
-    shapes = [
-        f"{name} is {found[name]} instead of {expected[name]}"
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.state.items()}
+    others = [
+        f"{name} is {shapes[name]} instead of {expected[name]}"
         for name in expected
-        if name in found and found[name] != expected[name]
+        if name in shapes and shapes[name] != expected[name]
     ]
     faults = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "of another shape": shapes,
+        "missing": [name for name in expected if name not in shapes],
+        "unexpected": [name for name in shapes if name not in expected],
+        "of another shape": others,
     }
     listed = [
         f"{len(names)} tensors {kind} ({'; '.join(names[:2])}{' ...' if len(names) > 2 else ''})"
@@ -147,55 +148,33 @@ def _config(
     (data2vec: never). They are not trusted for a width that no published model has.
     """
     try:
-        convs = [state[CNN.format(i)] for i in range(_count(state, CNN))]
-        dim = len(state["feature_projection.projection.bias"])
-        inner = len(state[f"{LAYER.format(0)}feed_forward.intermediate_dense.bias"])
-        position = state.get(f"{KERNEL}1", state.get("encoder.pos_conv_embed.layers.0.conv.weight"))
-        if position is None:
-            raise KeyError(f"{KERNEL}1")
-        if family == "wavlm":
-            buckets, heads = state["encoder.layers.0.attention.rel_attn_embed.weight"].shape
+        sizes = _sizes(family, state)
     except KeyError as error:
         raise UserError(f"{source}: not a {family} encoder: no tensor {error.args[0]}") from error
-    if not settings and dim not in PUBLISHED:
+    width, depth = sizes["hidden_size"], len(sizes["conv_dim"])
+    if not settings and width not in PUBLISHED:
         raise UserError(
             f"{source}: holds no architecture; save the encoder as an HF folder instead"
         )
-    layered = layer_normed(state)
-    kernels = [conv.shape[2] for conv in convs]
-    strides = list(STRIDES[: len(convs)])
-    if "conv_feature_layers" in settings:
-        strides = [row[2] for row in _conv_layers(settings["conv_feature_layers"], source)]
-    if len(strides) != len(convs):
-        raise UserError(f"{source}: {len(convs)} convolutions, settings of {len(strides)}")
     if settings.get("activation_fn", "gelu") != "gelu":
         raise UserError(
             f"{source}: activation {settings['activation_fn']!r:.40} is not supported (gelu)"
         )
-    config: dict[str, Any] = {
-        "conv_dim": [conv.shape[0] for conv in convs],
-        "conv_kernel": kernels,
-        "conv_stride": strides,
-        "conv_bias": CNN.format(0).replace("weight", "bias") in state,
-        "hidden_size": dim,
-        "intermediate_size": inner,
-        "num_hidden_layers": _count(state, LAYER + "final_layer_norm.weight"),
-        "num_attention_heads": int(settings.get("encoder_attention_heads", max(1, dim // 64))),
-        "num_conv_pos_embedding_groups": dim // position.shape[1],
-    }
-    if family == "data2vec-audio":
-        depth = _count(state, "encoder.pos_conv_embed.layers.{}.conv.weight")
-        config |= {"num_conv_pos_embeddings": depth, "conv_pos_kernel_size": position.shape[2]}
-    else:
-        config |= {
-            "num_conv_pos_embeddings": position.shape[2],
-            "feat_extract_norm": "layer" if layered else "group",
-            "do_stable_layer_norm": bool(settings.get("layer_norm_first", layered)),
-        }
+    strides = list(STRIDES[:depth])
+    if "conv_feature_layers" in settings:
+        strides = [row[2] for row in _conv_layers(settings["conv_feature_layers"], source)]
+    if len(strides) != depth:
+        raise UserError(f"{source}: {depth} convolutions, settings of {len(strides)}")
+    heads = int(settings.get("encoder_attention_heads", max(1, width // 64)))
+    config: dict[str, Any] = {"conv_stride": strides, "num_attention_heads": heads}
+    if family != "data2vec-audio":
+        layered = layer_normed(state)
+        config["feat_extract_norm"] = "layer" if layered else "group"
+        config["do_stable_layer_norm"] = bool(settings.get("layer_norm_first", layered))
     if family == "wavlm":
-        config |= {"num_buckets": buckets, "num_attention_heads": heads}
         config["max_bucket_distance"] = int(settings.get("max_distance", 800))
-    return config | {new: settings[old] for old, new in DROPOUTS.items() if old in settings}
+    dropouts = {new: settings[old] for old, new in DROPOUTS.items() if old in settings}
+    return {**config, **sizes, **dropouts}
 
 
 DROPOUTS = {
@@ -206,15 +185,49 @@ DROPOUTS = {
 }
 
 
+def _sizes(family: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The part of the config that shapes tell. Raises KeyError for a tensor that is missing."""
+    convs = [state[CNN.format(i)] for i in range(_count(state, CNN))]
+    width = len(state["feature_projection.projection.bias"])
+    sizes: dict[str, Any] = {
+        "conv_dim": [conv.shape[0] for conv in convs],
+        "conv_kernel": [conv.shape[2] for conv in convs],
+        "conv_bias": CNN.format(0).replace("weight", "bias") in state,
+        "hidden_size": width,
+        "intermediate_size": len(state[f"{LAYER.format(0)}feed_forward.intermediate_dense.bias"]),
+        "num_hidden_layers": _count(state, LAYER + "final_layer_norm.weight"),
+    }
+    if family == "data2vec-audio":
+        kernel = state[STACK.format(0)]
+        sizes["num_conv_pos_embeddings"] = _count(state, STACK)
+        sizes["conv_pos_kernel_size"] = kernel.shape[2]
+    else:
+        kernel = state[f"{KERNEL}1"]
+        sizes["num_conv_pos_embeddings"] = kernel.shape[2]
+    sizes["num_conv_pos_embedding_groups"] = width // kernel.shape[1]
+    if family == "wavlm":
+        table = state[f"{LAYER.format(0)}attention.rel_attn_embed.weight"]
+        sizes["num_buckets"], sizes["num_attention_heads"] = table.shape
+    return sizes
+
+
 def _count(state: Mapping[str, Tensor], template: str) -> int:
     """How many consecutive tensors `template` has, from 0."""
     pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d+)"))
-    found = {int(match[1]) for name in state if (match := pattern.match(name))}
-    return next(number for number in range(len(found) + 1) if number not in found)
+    numbers = {int(match[1]) for name in state if (match := pattern.match(name))}
+    return next(number for number in range(len(numbers) + 1) if number not in numbers)
 
 
 def _conv_layers(text: Any, source: str) -> list[tuple[int, int, int]]:
     """fairseq's `[(512,10,5)] + [(512,3,2)] * 4`, read without evaluating it."""
+    try:
+        return [(int(c), int(k), int(s)) for c, k, s in literal(str(text)[:1000])]
+    except Exception as error:  # each kind of nonsense has its own
+        raise UserError(f"{source}: cannot read conv_feature_layers {str(text)[:80]!r}") from error
+
+
+def literal(text: str) -> Any:
+    """A Python literal, or a short sum and multiple of lists. Raises many kinds of Exception."""
 
     def value(node: ast.expr) -> Any:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -226,8 +239,4 @@ def _conv_layers(text: Any, source: str) -> list[tuple[int, int, int]]:
             return rows * times
         return ast.literal_eval(node)
 
-    try:
-        layers = value(ast.parse(str(text)[:1000], mode="eval").body)
-        return [(int(c), int(k), int(s)) for c, k, s in layers]
-    except Exception as error:  # each kind of nonsense has its own
-        raise UserError(f"{source}: cannot read conv_feature_layers {str(text)[:80]!r}") from error
+    return value(ast.parse(text, mode="eval").body)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import pickle
 import pickletools
 import re
-import tempfile
 import types
 import zipfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from upstream.common import disk
 from upstream.common.errors import UserError
 
 DICTIONARY = "fairseq.data.dictionary.Dictionary"  # HuBERT files carry some along
@@ -64,8 +64,6 @@ def guarded(
         yield
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
     except OSError as error:
         if error.strerror:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -81,6 +79,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     `Inert` are all that is ever made; a file that names anything else is refused before it is
     opened. Raises UserError.
     """
+    disk.require_file(path)
     with guarded(path):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -124,40 +123,52 @@ def _inspect(path: Path) -> bool:
 
 
 def _scan(stream: io.BytesIO, path: Path) -> None:
-    """Read one pickle's instructions without following them. Raises UserError.
-
-    Follows the sizes of nested tuples only: one that repeats itself n deep takes 2^n steps to
-    hash, so as a key of a dict it would stop the reader for ever.
-    """
-    memo: dict[Any, int] = {}
-    stack: list[int | None] = []  # expanded sizes; None is a mark
-    texts, protocol = ["", ""], 0
-    for step, (code, arg, _) in enumerate(pickletools.genops(stream)):
+    """Read one pickle's instructions without following them. Raises UserError."""
+    sizes, protocol = _Sizes(), 0
+    texts = deque(["", ""], maxlen=2)  # the last two: module and name, if a name is made of them
+    for step, (code, argument, _) in enumerate(pickletools.genops(stream)):
         if step > PICKLE_STEPS:
             raise UserError(f"{path}: refused: has more than {PICKLE_STEPS} entries beside tensors")
-        if isinstance(arg, str):
-            texts = [texts[1], arg.replace(" ", ".")]
+        if isinstance(argument, str):
+            texts.append(argument.replace(" ", "."))
         if code.name == "PROTO":
-            protocol = int(arg or 0)
+            protocol = int(argument or 0)
         if code.name in ("GLOBAL", "INST") and not ALLOWED.fullmatch(texts[1]):
             raise UserError(_way_out(path, texts[1]))
         if code.name == "STACK_GLOBAL":
             raise UserError(_way_out(path, ".".join(texts)))
-        if code.name.endswith("PUT"):
-            memo[arg] = stack[-1] or 1
-        elif code.name.endswith("GET"):
-            stack.append(memo[arg])
-        else:
-            needs = [item.name for item in code.stack_before]
-            taken: list[int | None] = list(iter(stack.pop, None)) if "mark" in needs else []
-            taken += [stack.pop() for name in needs if name not in ("mark", "stackslice")]
-            made = code.name.startswith(("TUPLE", "REDUCE", "NEWOBJ"))
-            size = 1 + sum(filter(None, taken)) if made else 1
-            if size > EXPANDED:
-                raise UserError(f"{path}: refused: its entries repeat each other without end")
-            stack += [None if item.name == "mark" else size for item in code.stack_after]
+        if sizes.follow(code, argument) > EXPANDED:
+            raise UserError(f"{path}: refused: its entries repeat each other without end")
     if protocol != 2:
         raise UserError(f"{path}: not a checkpoint: torch writes no pickle of protocol {protocol}")
+
+
+class _Sizes:
+    """How many items each object on an unpickler's stack has when every reference is followed.
+
+    Of tuples and what is made from them only: one that repeats itself n deep takes 2^n steps to
+    hash, so as a key of a dict it would stop the reader for ever.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[int | None] = []  # None is a mark
+        self.memo: dict[Any, int] = {}
+
+    def follow(self, code: pickletools.OpcodeInfo, argument: Any) -> int:
+        """Do to the sizes what an instruction does to its objects; the size of what it makes."""
+        if code.name.endswith("PUT"):
+            self.memo[argument] = self.stack[-1] or 1
+            return 1
+        if code.name.endswith("GET"):
+            self.stack.append(self.memo[argument])
+            return 1
+        needs = [item.name for item in code.stack_before]
+        taken: list[int | None] = list(iter(self.stack.pop, None)) if "mark" in needs else []
+        taken += [self.stack.pop() for name in needs if name not in ("mark", "stackslice")]
+        nested = code.name.startswith(("TUPLE", "REDUCE", "NEWOBJ"))
+        size = 1 + sum(filter(None, taken)) if nested else 1
+        self.stack += [None if item.name == "mark" else size for item in code.stack_after]
+        return size
 
 
 def _items(value: Any, sizes: dict[int, int], storages: dict[int, int], path: Path) -> int:
@@ -195,15 +206,6 @@ def _way_out(path: Path, needs: str) -> str:
     )
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A place to write to, moved to `path` if all went well: nobody ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
-        yield Path(folder, path.name)
-        os.replace(Path(folder, path.name), path)
-
-
 _PythonPickler: Any = pickle._Pickler  # the one whose steps can be overridden
 
 
@@ -223,7 +225,7 @@ def save_torch(content: dict[str, Any], path: Path) -> None:
     """`torch.save`, whole or not at all; the same content gives the same bytes."""
     own = types.SimpleNamespace(__name__="pickle", Pickler=_Pickler)
     # through an open file: torch writes a path's name into the archive
-    with whole(path) as part, part.open("wb") as file:
+    with disk.writing(path), disk.whole(path) as part, part.open("wb") as file:
         torch.save(content, file, pickle_module=own)
 
 
@@ -245,14 +247,16 @@ def save_tensors(
     kinds = {name: (dtype or tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name, (kind, shape) in sorted(kinds.items(), key=lambda one: (-one[1][0].itemsize, one[0])):
+    for name, (kind, shape) in sorted(
+        kinds.items(), key=lambda item: (-item[1][0].itemsize, item[0])
+    ):
         if kind not in DTYPES:
             raise UserError(f"{path}: {name} is {kind}: not a type of safetensors here")
         start, end = end, end + shape.numel() * kind.itemsize
         header[name] = {"dtype": DTYPES[kind], "shape": [*shape], "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with whole(path) as part, part.open("wb") as file:
+    with disk.writing(path), disk.whole(path) as part, part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items() if values is None else values:
             kind, shape = kinds.pop(name)

@@ -12,37 +12,37 @@ from upstream.common.errors import UserError
 
 State = dict[str, Tensor]
 
-# fairseq and s3prl <-> transformers. `#` is a number, `*` the rest of a name; first match wins.
-# The GroupNorm of Base and the LayerNorms of Large share one name in transformers.
-GROUP_NORM = ("feature_extractor.conv_layers.#.2.*", "feature_extractor.conv_layers.#.layer_norm.*")
-LAYER_NORM = ("feature_extractor.conv_layers.#.2.1.*", GROUP_NORM[1])
+# fairseq's and s3prl's names, and transformers'. `#` is a number, `*` the rest of a name; the first
+# line that fits counts, in either direction. Both norms of the CNN share one name in transformers:
+# that of Base (a GroupNorm in the first layer) and that of Large (a LayerNorm in each).
 KERNEL = "encoder.pos_conv_embed.conv.parametrizations.weight.original"
-NAMES = [
-    ("feature_extractor.conv_layers.#.0.*", "feature_extractor.conv_layers.#.conv.*"),
-    LAYER_NORM,
-    GROUP_NORM,
-    ("layer_norm.*", "feature_projection.layer_norm.*"),
-    ("post_extract_proj.*", "feature_projection.projection.*"),
-    ("mask_emb", "masked_spec_embed"),
-    ("encoder.pos_conv.0.weight_g", f"{KERNEL}0"),
-    ("encoder.pos_conv.0.weight_v", f"{KERNEL}1"),
-    ("encoder.pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias"),
-    ("encoder.pos_conv.#.0.*", "encoder.pos_conv_embed.layers.#.conv.*"),
-    (
-        "encoder.layers.#.self_attn.relative_attention_bias.*",
-        "encoder.layers.#.attention.rel_attn_embed.*",
-    ),
-    ("encoder.layers.#.self_attn.grep_linear.*", "encoder.layers.#.attention.gru_rel_pos_linear.*"),
-    ("encoder.layers.#.self_attn.grep_a", "encoder.layers.#.attention.gru_rel_pos_const"),
-    ("encoder.layers.#.self_attn.*", "encoder.layers.#.attention.*"),
-    ("encoder.layers.#.self_attn_layer_norm.*", "encoder.layers.#.layer_norm.*"),
-    ("encoder.layers.#.fc1.*", "encoder.layers.#.feed_forward.intermediate_dense.*"),
-    ("encoder.layers.#.fc2.*", "encoder.layers.#.feed_forward.output_dense.*"),
-]
-OLD_WEIGHT_NORM = [  # transformers before torch's parametrizations
-    ("encoder.pos_conv_embed.conv.weight_g", f"{KERNEL}0"),
-    ("encoder.pos_conv_embed.conv.weight_v", f"{KERNEL}1"),
-]
+GROUP_NORM, LAYER_NORM = (
+    "feature_extractor.conv_layers.#.2.*",
+    "feature_extractor.conv_layers.#.2.1.*",
+)
+TABLE = f"""
+feature_extractor.conv_layers.#.0.*  feature_extractor.conv_layers.#.conv.*
+{LAYER_NORM}                         feature_extractor.conv_layers.#.layer_norm.*
+{GROUP_NORM}                         feature_extractor.conv_layers.#.layer_norm.*
+layer_norm.*                         feature_projection.layer_norm.*
+post_extract_proj.*                  feature_projection.projection.*
+mask_emb                             masked_spec_embed
+encoder.pos_conv.0.weight_g          {KERNEL}0
+encoder.pos_conv.0.weight_v          {KERNEL}1
+encoder.pos_conv.0.bias              encoder.pos_conv_embed.conv.bias
+encoder.pos_conv.#.0.*               encoder.pos_conv_embed.layers.#.conv.*
+encoder.layers.#.self_attn.relative_attention_bias.*  encoder.layers.#.attention.rel_attn_embed.*
+encoder.layers.#.self_attn.grep_linear.*    encoder.layers.#.attention.gru_rel_pos_linear.*
+encoder.layers.#.self_attn.grep_a           encoder.layers.#.attention.gru_rel_pos_const
+encoder.layers.#.self_attn.*                encoder.layers.#.attention.*
+encoder.layers.#.self_attn_layer_norm.*     encoder.layers.#.layer_norm.*
+encoder.layers.#.fc1.*                      encoder.layers.#.feed_forward.intermediate_dense.*
+encoder.layers.#.fc2.*                      encoder.layers.#.feed_forward.output_dense.*
+"""
+OLD_TABLE = f"""
+encoder.pos_conv_embed.conv.weight_g  {KERNEL}0
+encoder.pos_conv_embed.conv.weight_v  {KERNEL}1
+"""  # of transformers before torch's parametrizations
 # Used in pre-training only, absent from an encoder. (So is all outside the encoder's own prefix:
 # `lm_head` beside `hubert.*`, `w2v_encoder.proj` beside `w2v_encoder.w2v_model.*`.) `aux` is
 # torchaudio's CTC head.
@@ -75,9 +75,9 @@ class Place(NamedTuple):
 
 def place_of(name: str) -> Place:
     """The place of a canonical name; `other` holds the embedding of masked frames."""
-    if found := IN_LAYER.match(name):
-        depth = int(found[1]) + 1
-        return Place(f"layer {depth}", depth, PARTS[found[2]])
+    if inside := IN_LAYER.match(name):
+        depth = int(inside[1]) + 1
+        return Place(f"layer {depth}", depth, PARTS[inside[2]])
     matches = (Place(module, None, part) for at, module, part in PLACES if re.match(at, name))
     return next(matches, Place("other", None, "other"))
 
@@ -94,6 +94,7 @@ class Slot(NamedTuple):
     third: int | None = None  # of a fused [3D, D] or [3D] query, key and value
 
     def take(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The tensor itself, from those under stored names."""
         tensor = tensors[self.name]
         return tensor if self.third is None else tensor.chunk(3)[self.third]
 
@@ -110,33 +111,43 @@ def slots(stored: Iterable[str], source: str) -> dict[str, Slot]:
     Raises UserError for two encoders in one file, or two tensors of one name.
     """
     stored = list(stored)
-    prefix = ""
-    for marker in MARKERS:
-        found = [match[1] for name in stored if (match := re.fullmatch(f"(.*?){marker}", name))]
-        if len(found) > 1:
-            raise UserError(
-                f"{source}: holds {len(found)} encoders ({', '.join(found[:3])}); keep one"
-            )
-        if found:
-            prefix = found[0]
-            break
+    prefix = _prefix(stored, source)
     places: dict[str, Slot] = {}
     for name in stored:
-        if not name.startswith(prefix):
-            continue
-        for ours, slot in _parts(name, _TO_HF(_from_torchaudio(name.removeprefix(prefix)))):
-            if ours in places:
-                raise UserError(f"{source}: {name} and {places[ours].name} are both {ours}")
-            places[ours] = slot
+        if name.startswith(prefix):
+            for canonical, slot in _slots_of(name, prefix):
+                if canonical in places:
+                    both = f"{name} and {places[canonical].name}"
+                    raise UserError(f"{source}: {both} are both {canonical}")
+                places[canonical] = slot
     return places
 
 
-def _parts(name: str, ours: str) -> list[tuple[str, Slot]]:
-    """torch's MultiheadAttention (torchaudio's WavLM) stacks query, key and value in one tensor."""
-    fused = re.fullmatch(r"(encoder\.layers\.\d+\.attention\.)in_proj_(weight|bias)", ours)
+def _prefix(stored: list[str], source: str) -> str:
+    """What the names of the one encoder among `stored` begin with."""
+    for marker in MARKERS:
+        matches = (re.fullmatch(f"(.*?){marker}", name) for name in stored)
+        prefixes = [match[1] for match in matches if match]
+        if len(prefixes) > 1:
+            listed = ", ".join(prefixes[:3])
+            raise UserError(f"{source}: holds {len(prefixes)} encoders ({listed}); keep one")
+        if prefixes:
+            return prefixes[0]
+    return ""
+
+
+def _slots_of(stored: str, prefix: str) -> list[tuple[str, Slot]]:
+    """The canonical tensors in a stored one: three where query, key and value are fused.
+
+    (torch's MultiheadAttention stacks them, which torchaudio's WavLM uses.)
+    """
+    canonical = _TO_HF(_from_torchaudio(stored.removeprefix(prefix)))
+    fused = re.fullmatch(r"(encoder\.layers\.\d+\.attention\.)in_proj_(weight|bias)", canonical)
     if not fused:
-        return [(ours, Slot(name))]
-    return [(f"{fused[1]}{k}_proj.{fused[2]}", Slot(name, i)) for i, k in enumerate("qkv")]
+        return [(canonical, Slot(stored))]
+    return [
+        (f"{fused[1]}{k}_proj.{fused[2]}", Slot(stored, third)) for third, k in enumerate("qkv")
+    ]
 
 
 def _from_torchaudio(name: str) -> str:
@@ -156,27 +167,31 @@ def layer_normed(state: Mapping[str, Tensor]) -> bool:
     return "feature_extractor.conv_layers.1.layer_norm.weight" in state
 
 
-def _renamer(pairs: list[tuple[str, str]]) -> Callable[[str], str]:
-    """Names by the first pattern that fits; others stay as they are."""
+def _rows(table: str) -> list[tuple[str, str]]:
+    return [(old, new) for old, new in map(str.split, table.strip().splitlines())]
+
+
+def _renamer(rows: list[tuple[str, str]]) -> Callable[[str], str]:
+    """Names by the first row that fits; others stay as they are."""
 
     def pattern(template: str) -> re.Pattern[str]:
         return re.compile(re.escape(template).replace(r"\#", r"(\d+)").replace(r"\*", "(.+)"))
 
-    table = [(pattern(old), re.sub(r"[#*]", "{}", new)) for old, new in pairs]
+    patterns = [(pattern(old), re.sub(r"[#*]", "{}", new)) for old, new in rows]
 
     def rename(name: str) -> str:
-        for old, new in table:
-            if found := old.fullmatch(name):
-                return new.format(*found.groups())
+        for old, new in patterns:
+            if match := old.fullmatch(name):
+                return new.format(*match.groups())
         return name
 
     return rename
 
 
-_TO_HF = _renamer(OLD_WEIGHT_NORM + NAMES)
+_TO_HF = _renamer(_rows(OLD_TABLE.rstrip() + TABLE))
 _FROM_HF = {
-    layered: _renamer([(new, old) for old, new in NAMES if old != unused])
-    for layered, unused in ((True, GROUP_NORM[0]), (False, LAYER_NORM[0]))
+    layered: _renamer([(new, old) for old, new in _rows(TABLE) if old != unused])
+    for layered, unused in ((True, GROUP_NORM), (False, LAYER_NORM))
 }
 
 

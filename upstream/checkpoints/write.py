@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from upstream.base import SAMPLE_RATE
+from upstream.checkpoints import FORMATS
 from upstream.checkpoints import tensor_files as files
+from upstream.checkpoints.containers import WEIGHTS
 from upstream.checkpoints.read import Checkpoint
 from upstream.checkpoints.tensor_names import layer_normed
 from upstream.checkpoints.tensor_names import to_fairseq as fairseq_name
+from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 from upstream.encoder.config import FAMILIES
 
 if TYPE_CHECKING:
     from upstream.encoder.encoder import Encoder
 
-WEIGHTS = "model.safetensors"
-SAMPLE_RATE = 16_000
 CONVERTED = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")  # families that s3prl has a form of
-FORMATS = ("hf", "s3prl", "fairseq")
 
 
 def write(weights: Checkpoint | Encoder, form: str, output: str | Path) -> Path:
@@ -53,10 +52,10 @@ def to_folder(
 ) -> None:
     """Write config.json, preprocessor_config.json and model.safetensors (float32) to `folder`.
 
-    All are written beside it first and moved in one by one, the weights last: a folder with
-    weights is a finished one. Other files in an existing folder stay. One tensor at a time is in
-    memory, and the same weights give the same bytes. `values`: the tensors one by one, if they
-    are only made now and `weights` just says what they are like.
+    Each file appears whole or not at all, the weights last: a folder with weights is finished.
+    Other files in an existing folder stay. One tensor at a time is in memory, and the same weights
+    give the same bytes. `values`: the tensors one by one, if they are only made now and `weights`
+    just says what they are like. Raises UserError.
     """
     weights, folder = _checkpoint(weights), Path(folder)
     if weights.family not in FAMILIES:
@@ -78,13 +77,10 @@ def to_folder(
         "sampling_rate": SAMPLE_RATE,
     }
     settings = {"config.json": config, "preprocessor_config.json": preprocessor}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+    with disk.whole(folder / WEIGHTS) as weights_file:
+        files.save_tensors(weights.state, weights_file, {"format": "pt"}, torch.float32, values)
         for name, content in settings.items():
-            Path(part, name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        file, metadata = Path(part, WEIGHTS), {"format": "pt"}
-        files.save_tensors(weights.state, file, metadata, torch.float32, values)
-        for name in (*settings, WEIGHTS):
-            os.replace(Path(part, name), folder / name)
+            disk.write(folder / name, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def to_s3prl(weights: Checkpoint | Encoder) -> dict[str, Any]:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
+from upstream.common.errors import UserError
 from upstream.common.registry import Registry
+from upstream.common.schema import Dropout, Natural, Positive, Share, convert
+
+Padding = Literal["exact", "s3prl"]  # has it no say, or the say it has in s3prl?
+Precision = Literal["float32", "bfloat16", "float16"]  # of matrix products and convolutions
 
 
 class Family(NamedTuple):
@@ -38,76 +43,61 @@ SPECIAL = ("feat_proj_layer_norm", "num_buckets", "max_bucket_distance", "conv_p
 class Config:
     """The fields of transformers' config.json that a forward depends on, with their defaults."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout: float = 0.1
-    activation_dropout: float = 0.1
-    attention_dropout: float = 0.1
+    hidden_size: Positive = 768
+    num_hidden_layers: Positive = 12
+    num_attention_heads: Positive = 12
+    intermediate_size: Positive = 3072
+    hidden_act: Literal["gelu"] = "gelu"
+    hidden_dropout: Dropout = 0.1
+    activation_dropout: Dropout = 0.1
+    attention_dropout: Dropout = 0.1
     feat_proj_layer_norm: bool = True
-    feat_proj_dropout: float = 0.0
-    layer_norm_eps: float = 1e-5
-    feat_extract_norm: str = "group"  # of the first convolution; or "layer": of all of them
-    feat_extract_activation: str = "gelu"
-    conv_dim: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
-    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    feat_proj_dropout: Dropout = 0.0
+    layer_norm_eps: Share = 1e-5
+    feat_extract_norm: Literal["group", "layer"] = "group"  # of the first convolution, or of all
+    feat_extract_activation: Literal["gelu"] = "gelu"
+    conv_dim: tuple[Positive, ...] = (512, 512, 512, 512, 512, 512, 512)
+    conv_stride: tuple[Positive, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_kernel: tuple[Positive, ...] = (10, 3, 3, 3, 3, 2, 2)
     conv_bias: bool = False
-    num_conv_pos_embeddings: int = 128  # kernel of the positional convolution; data2vec: how many
-    num_conv_pos_embedding_groups: int = 16
+    num_conv_pos_embeddings: Positive = 128  # width of the positional convolution; data2vec: depth
+    num_conv_pos_embedding_groups: Positive = 16
     do_stable_layer_norm: bool = False  # layer norms before attention and feed-forward, not after
-    conv_pos_kernel_size: int = 0  # of data2vec's stack of positional convolutions
-    num_buckets: int = 0  # of WavLM's relative positions
-    max_bucket_distance: int = 0
+    conv_pos_kernel_size: Natural = 0  # of data2vec's stack of positional convolutions
+    num_buckets: Natural = 0  # of WavLM's relative positions
+    max_bucket_distance: Natural = 0
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)  # all of config.json
 
     @classmethod
-    def read(
-        cls, given: Mapping[str, Any], own: Mapping[str, Any], fixed: Mapping[str, Any]
-    ) -> Config:
-        """From config.json: `own` fields of the family and their defaults, and `fixed` ones.
+    def read(cls, given: Mapping[str, Any], family: Family, source: str) -> Config:
+        """From the config.json of `source`; fields that the family lacks or fixes are passed over.
 
-        Raises ValueError with the reason for a value that is of another type or does not fit.
+        Raises UserError for a value that is of another type or does not fit.
         """
-        values: dict[str, Any] = {}
-        for known in dataclasses.fields(cls):
-            name, default = known.name, own.get(known.name, known.default)
-            if name in given and (name in own or name not in SPECIAL):
-                values[name] = _typed(name, given[name], default)
-        config = cls(**{**own, **values, **fixed}, given={**own, **given, **fixed})
-        config._check()
+        foreign = {*SPECIAL, "given", *family.fixed} - family.own.keys()
+        values = dict(family.own)
+        for name, hint in get_type_hints(cls, include_extras=True).items():
+            if name in given and name not in foreign:
+                values[name] = convert(
+                    given[name], hint, f"{source}: its config does not fit: {name}"
+                )
+        config = cls(**{**values, **family.fixed}, given={**family.own, **given, **family.fixed})
+        if fault := config._fault():
+            raise UserError(f"{source}: its config does not fit: {fault}")
         return config
 
-    def _check(self) -> None:
+    def _fault(self) -> str:
+        """Why these sizes cannot go together; empty if they can."""
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
-            raise ValueError("conv_dim, conv_kernel and conv_stride are of different lengths")
+            return "conv_dim, conv_kernel and conv_stride are of different lengths"
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if self.hidden_size % getattr(self, name):
-                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {name}")
-        for name in ("hidden_act", "feat_extract_activation"):
-            if getattr(self, name) != "gelu":
-                raise ValueError(f"{name} {getattr(self, name)!r} is not supported, gelu is")
-        if self.feat_extract_norm not in ("group", "layer"):
-            raise ValueError(f"feat_extract_norm {self.feat_extract_norm!r}: group or layer")
+                return f"hidden_size {self.hidden_size} is no multiple of {name}"
+        if self.num_buckets and not 4 <= self.num_buckets < 4 * self.max_bucket_distance:
+            return f"num_buckets {self.num_buckets} and max_bucket_distance"
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """config.json again: all that was given, and what was left to the defaults."""
         names = {known.name for known in dataclasses.fields(self)} - {"given", *SPECIAL}
         return {**{name: getattr(self, name) for name in names}, **self.given}
-
-
-def _typed(name: str, value: Any, default: Any) -> Any:
-    """`value` of JSON as the type of `default`; sizes are positive. Raises ValueError."""
-    if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(_typed(name, item, 1) for item in value)
-    if isinstance(default, bool | str) or isinstance(value, bool):
-        fits = type(value) is type(default)
-    elif isinstance(default, float):
-        fits = isinstance(value, int | float) and 0 <= value <= 1  # dropouts and an epsilon
-    else:
-        fits = isinstance(value, int) and value > 0 and not isinstance(default, tuple)
-    if not fits:
-        raise ValueError(f"{name} is {value!r:.60}")
-    return value

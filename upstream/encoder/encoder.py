@@ -7,26 +7,33 @@ positional convolutions, which moves the features of a short utterance by 30 to 
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upstream.base import Hidden, Padding, Precision, Upstream, fingerprint, valid
+from upstream.base import Hidden, Upstream, fingerprint, valid
 from upstream.checkpoints import read as checkpoint
 from upstream.checkpoints import write as export
+from upstream.checkpoints.containers import plain, read_json
+from upstream.checkpoints.tensor_files import guarded
+from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
-from upstream.encoder.config import FAMILIES, Config
+from upstream.encoder.config import FAMILIES, Config, Padding, Precision
 from upstream.encoder.transformer import Model
 
 # On a GPU convolutions would use TF32, whose ten bits of mantissa break the promise of parity.
 torch.backends.cudnn.allow_tf32 = False
 
 EPS = 1e-5  # of the waveform's layer norm: fairseq's (transformers uses 1e-7)
-
+HEARD = (
+    "heard.txt"  # beside weights: keys of the clips whose labels their training saw, a line each
+)
+RECORDS = ("finetune.json", "merge.json")  # beside weights that were built here
 
 # The fields of a config that change the CNN's output.
 CONVOLUTION = (
@@ -76,11 +83,8 @@ class Encoder(Upstream):
         for option in REFUSED:
             if weights.config.get(option):
                 raise UserError(f"{weights.source}: {option} is not supported; use a plain encoder")
-        try:
-            given = {**weights.config, "model_type": weights.family}
-            self.config = Config.read(given, family.own, family.fixed)
-        except ValueError as error:
-            raise UserError(f"{weights.source}: its config does not fit ({error})") from error
+        given = {**weights.config, "model_type": weights.family}
+        self.config = Config.read(given, family, weights.source)
         with torch.device("meta"):  # no second copy of the weights
             self.model = Model(self.config)
         _fill(self.model, weights)
@@ -92,6 +96,8 @@ class Encoder(Upstream):
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride):
             self.window += (kernel - 1) * self.stride
             self.stride *= stride
+        self.recorded = ""  # the fingerprint that a record beside the weights says they have
+        self.loaded = self._versions()
         self.eval()
 
     def cnn(self) -> nn.Module:
@@ -101,6 +107,38 @@ class Encoder(Upstream):
     def identity(self) -> dict[str, Any]:
         config = {key: getattr(self.config, key) for key in ARCHITECTURE}
         return {"family": self.family, **config, "padding": self.padding, **self._numerics()}
+
+    def fingerprint(self) -> str:
+        """12 hex digits over `identity()` and the weights.
+
+        Raises UserError if these are weights that were built here, and neither those that their
+        record tells of nor changed since they were loaded: a damaged file.
+        """
+        current = super().fingerprint()
+        if self.recorded not in ("", current) and self.loaded == self._versions():
+            self._require_recorded()
+        return current
+
+    def _require_recorded(self) -> None:
+        """The recorded fingerprint is that of these weights under one or another option."""
+        facts, state = self.identity(), self.state_dict()
+        facts.pop("precision", None)
+        for precision, padding, normalize in itertools.product(
+            ({}, {"precision": "bfloat16"}, {"precision": "float16"}),
+            get_args(Padding),
+            (self.normalize, not self.normalize),
+        ):
+            options = {"padding": padding, "normalize": normalize, **precision}
+            if fingerprint({**facts, **options}, state) == self.recorded:
+                return
+        raise UserError(
+            f"{self.source}: its weights are not those that were written (fingerprint "
+            f"{self.recorded}): damaged or replaced; delete the folder and run again"
+        )
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """What changes with any change to a weight."""
+        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.parameters()]
 
     def _numerics(self) -> dict[str, Any]:
         """What changes the CNN's output besides its weights and sizes."""
@@ -116,22 +154,6 @@ class Encoder(Upstream):
             return None
         facts = {key: getattr(self.config, key) for key in CONVOLUTION}
         return fingerprint({**facts, **self._numerics()}, self.cnn().state_dict())
-
-    def precision_error(self, wavs: Tensor, lens: Tensor) -> float:
-        """RMS difference to float32 relative to the features' RMS, of the layer it is largest in.
-
-        wavs [B, N], lens [B] as for `forward`, which runs twice.
-        """
-        with torch.inference_mode():
-            low, frames = self(wavs, lens)
-            asked, self.precision = self.precision, "float32"
-            try:
-                exact = self(wavs, lens).layers
-            finally:
-                self.precision = asked
-        mine = valid(frames, exact.shape[2])
-        error, size = (x[:, mine].square().mean((1, 2)) for x in (low - exact, exact))
-        return float((error / size).max().sqrt())
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         low = self.precision != "float32"
@@ -169,13 +191,28 @@ class Encoder(Upstream):
             valid_frames = rounded.clamp(1, x.shape[1])
         return x, kept, valid_frames
 
-    def contextual(self, x: Tensor, kept: Tensor, lens: Tensor) -> Hidden:
-        """The rest of the encoder, from what `convolve` returns."""
+    def contextual(
+        self, x: Tensor, kept: Tensor, lens: Tensor, hidden: Tensor | None = None
+    ) -> Hidden:
+        """The rest of the encoder, from what `convolve` returns -> Hidden of [L, B, T, D].
+
+        hidden [B, T] bool: frames that it must not see, as in pre-training (masked prediction).
+        Raises UserError if the encoder came without an embedding to put in their place.
+        """
         mask = None if bool((kept >= x.shape[1]).all()) else valid(kept, x.shape[1])
         with self._autocast(x.device):
             x = self.model.feature_projection(x).float()  # the sums over layers stay float32
+            if hidden is not None:
+                x = torch.where(hidden[:, :, None], self._embedding(), x)
             states = self.model.encoder(x, mask, exact=self.padding == "exact")
         return Hidden(torch.stack(states), lens)
+
+    def _embedding(self) -> Tensor:
+        """[D]: what stands in for a hidden frame."""
+        embedding: Tensor | None = getattr(self.model, "masked_spec_embed", None)
+        if embedding is None:
+            raise UserError(f"{self.source}: holds no masked_spec_embed, so no frame can be hidden")
+        return embedding
 
     def _kept(self, lens: Tensor, padded: int, length: int) -> Tensor:
         """[B]: how many of `length` frames the mask keeps."""
@@ -203,11 +240,37 @@ def load(
     precision: Precision = "float32",
     family: str | None = None,
 ) -> Encoder:
-    """An encoder from a checkpoint file or an HF folder; `normalize` overrides what it asks for."""
+    """An encoder from a checkpoint file or an HF folder; `normalize` overrides what it asks for.
+
+    Beside weights that were built here lie what they have heard and their fingerprint; the latter
+    is compared when it is computed. Raises UserError for whatever cannot be read or does not fit.
+    """
+    path = Path(path)
     weights = checkpoint.read(path, family)
     if normalize is not None:
         weights = weights._replace(normalize=normalize)
-    return Encoder(weights, padding, precision)
+    encoder = Encoder(weights, padding, precision)
+    encoder.heard = _heard((path if path.is_dir() else path.parent) / HEARD)
+    encoder.recorded = _recorded(path)
+    return encoder
+
+
+def _heard(path: Path) -> frozenset[str]:
+    if not path.exists():
+        return frozenset()
+    with guarded(path, "not text; one clip a line is due"):
+        return frozenset(filter(None, disk.read(path).decode().split("\n")))
+
+
+def _recorded(folder: Path) -> str:
+    """The fingerprint in the record of an HF folder; empty if there is none."""
+    for path in (folder / name for name in RECORDS):
+        if path.is_file():
+            record = read_json(path)
+            # without a base's fingerprint, files were merged as they are: theirs is no encoder's
+            several = plain(record.get("fingerprints")) if "base_fingerprint" in record else {}
+            return str(record.get("fingerprint", several.get("merged", "")))
+    return ""
 
 
 def _fill(model: Model, weights: checkpoint.Checkpoint) -> None:

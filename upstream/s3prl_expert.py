@@ -1,0 +1,72 @@
+"""One of s3prl's experts as an Upstream."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upstream.base import SAMPLE_RATE, Hidden, Upstream
+from upstream.common.errors import UserError
+
+SHORTEST = 800  # samples: s3prl/nn/upstream.py pads anything below 0.05 s
+
+
+class S3PRL(Upstream):
+    """Wraps one of s3prl's experts: a module called with a list of unpadded waves.
+
+    Its padding is s3prl's, so the features of a wave may depend on its batch; lengths are
+    s3prl's `round(samples / rate)`, capped at what there is (Featurizer.tolist).
+    """
+
+    def __init__(self, expert: nn.Module, name: str) -> None:
+        super().__init__()
+        self.expert = expert.eval()
+        self.name = name
+        self.source = f"s3prl {version('s3prl')}: {name}"
+        try:
+            self.stride = int(self.expert.get_downsample_rates("hidden_states"))  # type: ignore[operator]
+            with torch.no_grad():
+                states = self._states([torch.zeros(SAMPLE_RATE)])
+        except Exception as error:  # someone else's code: whatever it raises, it cannot be used
+            raise UserError(f"s3prl:{name} does not run here ({line(error)})") from error
+        self.num_layers, self.dim = len(states), states[0].shape[-1]
+
+    def identity(self) -> dict[str, Any]:
+        return {"s3prl": version("s3prl"), "name": self.name, "padding": "s3prl"}
+
+    def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
+        """wavs [B, N], lens [B] in samples -> Hidden of [L, B, T, D]."""
+        waves = [wav[:n] for wav, n in zip(wavs, lens.tolist())]
+        states = self._states([F.pad(wave, (0, max(0, SHORTEST - len(wave)))) for wave in waves])
+        kept = torch.round(lens.double() / self.stride).long().to(wavs.device)
+        return Hidden(torch.stack(states).float(), kept.clamp(1, states[0].shape[1]))
+
+    def _states(self, waves: list[Tensor]) -> list[Tensor]:
+        states = list(self.expert(waves)["hidden_states"])
+        if len({state.shape for state in states}) != 1:
+            raise UserError(f"s3prl:{self.name}: its layers differ in size and cannot be summed")
+        return states
+
+
+def expert(package: str, name: str, ckpt: Path | None) -> nn.Module:
+    """s3prl's module for a name of its hub, or that of the name's package with these weights."""
+    if ckpt is None:
+        hub = importlib.import_module(f"s3prl.upstream.{package}.hubconf")
+        own: nn.Module = getattr(hub, name)()
+        return own
+    # not the hub's entry: for most names it drops a given checkpoint without a word
+    module = importlib.import_module(f"s3prl.upstream.{package}.expert")
+    given: nn.Module = module.UpstreamExpert(str(ckpt))
+    return given
+
+
+def line(error: BaseException) -> str:
+    """An exception of someone else's code in one line."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:160]}"
