@@ -302,6 +302,10 @@ def _registry(what: str) -> Registry[Any]:
 
 def load_upstream(args: argparse.Namespace) -> Upstream:
     """The upstream that a command without a suite names."""
+    import merging  # noqa: F401 - registers what is built here
+    from upstream.resolve import require
+
+    require(args.upstream)  # a wrong name is told before seconds of imports
     from downstream.recipe import suite_folder
     from merging.requests import request
 
@@ -317,6 +321,7 @@ def describe(args: argparse.Namespace) -> None:
         "hidden states": f"{upstream.num_layers} of {upstream.dim} values",
         "frame": f"every {upstream.stride} samples ({milliseconds:g} ms)",
         "parameters": f"{sum(p.numel() for p in upstream.parameters()):,}",
+        "options": ", ".join(f"{key}={value}" for key, value in upstream.options.items()) or "none",
         "fingerprint": upstream.fingerprint(),
         "licence": upstream.licence or "not stated",
         "source": upstream.source or "not stated",

@@ -42,7 +42,7 @@ class Upstream(nn.Module):
     source: str = ""  # where the weights come from, for `describe` and for provenance
     licence: str = ""
     heard: frozenset[str] = frozenset()  # clips whose labels its training saw (features.clips)
-    options: Mapping[str, Any] = {}  # what a user's own class was constructed with
+    options: Mapping[str, Any] = {}  # how it was loaded
     evidence: Mapping[str, Any] = {}  # of what a user's own class does (user_class)
 
     def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:

@@ -92,11 +92,11 @@ def _dtype(upstream: Upstream) -> Seen:
 def _frame_count(upstream: Upstream) -> Seen:
     """As many frames as the stride says, and the same number for every further second."""
     seconds = [1, 2, 4]
-    found = [_run(upstream, _waves(n * SAMPLE_RATE)).layers.shape[2] for n in seconds]
+    frames = [_run(upstream, _waves(n * SAMPLE_RATE)).layers.shape[2] for n in seconds]
     due = [n * SAMPLE_RATE / upstream.stride for n in seconds]
-    near = all(abs(frames - want) < FRAMES_OFF for frames, want in zip(found, due))
-    steps = [(found[i + 1] - found[i]) - (due[i + 1] - due[i]) for i in range(2)]
-    evidence = f"{found} frames in {seconds} s at a stride of {upstream.stride} samples"
+    near = all(abs(n - promised) < FRAMES_OFF for n, promised in zip(frames, due))
+    steps = [(frames[i + 1] - frames[i]) - (due[i + 1] - due[i]) for i in range(2)]
+    evidence = f"{frames} frames in {seconds} s at a stride of {upstream.stride} samples"
     return near and all(abs(step) <= 1 for step in steps), evidence
 
 

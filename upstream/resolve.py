@@ -37,6 +37,7 @@ UPSTREAMS: Registry[Loader] = Registry("upstream")
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 RECIPES = (".yaml", ".yml")
+USER = re.compile(r"(.+\.py):(\w+)")
 OPTION = re.compile(r"[:,](?=[A-Za-z_]\w*=)")  # a colon or comma is part of a path otherwise
 
 
@@ -94,9 +95,9 @@ def call(spec: str, **options: Any) -> tuple[Loader, dict[str, Any]]:
 
 
 def require(spec: str) -> None:
-    """Raise what `load` would for a name that does not exist, at once: no weights are loaded."""
+    """Raise what `load` would for a name that does not exist, at once: loads and runs nothing."""
     name, _ = parse(spec)
-    if name not in UPSTREAMS:
+    if name not in UPSTREAMS and not USER.fullmatch(name):
         _loader(name)
 
 
@@ -153,7 +154,7 @@ def _loader(name: str) -> tuple[Loader, dict[str, Any]]:
 
         s3prl.package_of(name[6:])
         return s3prl.load, {"name": name[6:]}
-    if user := re.fullmatch(r"(.+\.py):(\w+)", name):
+    if user := USER.fullmatch(name):
         path = _existing(Path(user[1]))
         from upstream.user_class import loader_of
 

@@ -74,11 +74,11 @@ def package_of(name: str) -> str:
 @cache
 def _packages() -> dict[str, str]:
     """Every name of s3prl's hub and its package, found without importing any."""
-    found = importlib.util.find_spec("s3prl")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("s3prl")
+    if spec is None or spec.origin is None:
         raise UserError("s3prl is not installed; pip install s3prl==0.4.18")
     packages: dict[str, str] = {}
-    for path in sorted(Path(found.origin).parent.glob("upstream/*/hubconf.py")):
+    for path in sorted(Path(spec.origin).parent.glob("upstream/*/hubconf.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 packages[node.name] = path.parent.name  # as there, the last of one name counts

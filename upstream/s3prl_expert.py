@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +58,10 @@ def expert(package: str, name: str, ckpt: Path | None) -> nn.Module:
     """s3prl's module for a name of its hub, or that of the name's package with these weights."""
     if ckpt is None:
         hub = importlib.import_module(f"s3prl.upstream.{package}.hubconf")
-        own: nn.Module = getattr(hub, name)()
-        return own
+        return cast(nn.Module, getattr(hub, name)())
     # not the hub's entry: for most names it drops a given checkpoint without a word
     module = importlib.import_module(f"s3prl.upstream.{package}.expert")
-    given: nn.Module = module.UpstreamExpert(str(ckpt))
-    return given
+    return cast(nn.Module, module.UpstreamExpert(str(ckpt)))
 
 
 def line(error: BaseException) -> str:

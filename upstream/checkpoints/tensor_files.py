@@ -223,10 +223,10 @@ class _Pickler(_PythonPickler):
 
 def save_torch(content: dict[str, Any], path: Path) -> None:
     """`torch.save`, whole or not at all; the same content gives the same bytes."""
-    own = types.SimpleNamespace(__name__="pickle", Pickler=_Pickler)
+    pickle_module = types.SimpleNamespace(__name__="pickle", Pickler=_Pickler)
     # through an open file: torch writes a path's name into the archive
     with disk.writing(path), disk.whole(path) as part, part.open("wb") as file:
-        torch.save(content, file, pickle_module=own)
+        torch.save(content, file, pickle_module=pickle_module)
 
 
 def save_tensors(

@@ -27,7 +27,7 @@ class Bare:
 
 
 class Conv1d(Bare, nn.Conv1d):
-    pass
+    """[B, C, T] -> [B, C', T']."""
 
 
 class ConvLayer(nn.Module):
@@ -64,7 +64,9 @@ class ConvLayer(nn.Module):
         return F.gelu(y if self.layer_norm is None else self.layer_norm(y))
 
     def normed(self, x: Tensor, lens: Tensor) -> Tensor:
-        """[B, T, 1] -> the same, for the layer with a GroupNorm, over `lens` [B] frames of each.
+        """The same for the layer with a GroupNorm: [B, T, 1] -> [B, T / stride, C'].
+
+        lens [B]: the frames of each item that its statistics are over.
 
         Each channel is a group. Its mean and variance follow from those of the windows, so that
         the norm becomes part of the weights: nothing has to pass over the large output again.
@@ -73,9 +75,9 @@ class ConvLayer(nn.Module):
         padded = F.pad(x[:, :, 0], (0, self.kernel - self.stride))
         windows = padded.unfold(1, self.kernel, self.stride)
         inside = torch.arange(windows.shape[1], device=x.device) < lens[:, None]
-        own, weight = windows.double() * inside[:, :, None], self.conv.weight[:, 0].double().T
-        mean = own.sum(1, keepdim=True) / lens[:, None, None]
-        centred = (own - mean) * inside[:, :, None]
+        mine, weight = windows.double() * inside[:, :, None], self.conv.weight[:, 0].double().T
+        mean = mine.sum(1, keepdim=True) / lens[:, None, None]
+        centred = (mine - mean) * inside[:, :, None]
         covariance = centred.mT @ centred / lens[:, None, None]
         variance = ((covariance @ weight) * weight).sum(1, keepdim=True)
         scale = norm.weight * torch.rsqrt(variance.clamp(min=0) + norm.eps)
@@ -85,6 +87,8 @@ class ConvLayer(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
+    """All convolutions: samples to frames."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.conv_layers = nn.ModuleList(
@@ -92,7 +96,7 @@ class FeatureExtractor(nn.Module):
         )
 
     def forward(self, wavs: Tensor, lens: Tensor) -> Tensor:
-        """[B, N] -> [B, T, C]; a GroupNorm is over the frames of `lens` [B] samples."""
+        """Waves [B, N] -> frames [B, T, C]; a GroupNorm is over those of `lens` [B] samples."""
         layers = cast(Sequence[ConvLayer], self.conv_layers)
         length, hop = wavs.shape[1], math.prod(layer.stride for layer in layers)
         x = F.pad(wavs, (0, -length % hop))[:, :, None]

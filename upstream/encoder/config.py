@@ -20,20 +20,24 @@ class Family(NamedTuple):
 
     model: str  # class name in transformers
     chunk_mask: bool = False  # s3prl masks by equal chunks (HuBERT, WavLM), not by the conv rule
-    own: Mapping[str, Any] = {}  # fields of its config that others lack or preset otherwise
+    preset: Mapping[str, Any] = {}  # fields of its config that others lack or preset otherwise
     fixed: Mapping[str, Any] = {}  # fields it disregards, and what it is like
 
 
 FAMILIES: Registry[Family] = Registry("encoder family")
 FAMILIES.add(
-    "hubert", Family("HubertModel", chunk_mask=True, own={"feat_proj_layer_norm": True}), "HuBERT"
+    "hubert",
+    Family("HubertModel", chunk_mask=True, preset={"feat_proj_layer_norm": True}),
+    "HuBERT",
 )
 BUCKETS = {"num_buckets": 320, "max_bucket_distance": 800}
-FAMILIES.add("wavlm", Family("WavLMModel", chunk_mask=True, own=BUCKETS), "WavLM")
+FAMILIES.add("wavlm", Family("WavLMModel", chunk_mask=True, preset=BUCKETS), "WavLM")
 FAMILIES.add("wav2vec2", Family("Wav2Vec2Model"), "wav2vec 2.0")
 STACK = {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19}
 POST_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": False}
-FAMILIES.add("data2vec-audio", Family("Data2VecAudioModel", own=STACK, fixed=POST_NORM), "data2vec")
+FAMILIES.add(
+    "data2vec-audio", Family("Data2VecAudioModel", preset=STACK, fixed=POST_NORM), "data2vec"
+)
 
 # Fields that only some families read.
 SPECIAL = ("feat_proj_layer_norm", "num_buckets", "max_bucket_distance", "conv_pos_kernel_size")
@@ -74,14 +78,14 @@ class Config:
 
         Raises UserError for a value that is of another type or does not fit.
         """
-        foreign = {*SPECIAL, "given", *family.fixed} - family.own.keys()
-        values = dict(family.own)
+        foreign = {*SPECIAL, "given", *family.fixed} - family.preset.keys()
+        values = dict(family.preset)
         for name, hint in get_type_hints(cls, include_extras=True).items():
             if name in given and name not in foreign:
                 values[name] = convert(
                     given[name], hint, f"{source}: its config does not fit: {name}"
                 )
-        config = cls(**{**values, **family.fixed}, given={**family.own, **given, **family.fixed})
+        config = cls(**{**values, **family.fixed}, given={**family.preset, **given, **family.fixed})
         if fault := config._fault():
             raise UserError(f"{source}: its config does not fit: {fault}")
         return config

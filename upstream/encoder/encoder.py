@@ -76,6 +76,7 @@ class Encoder(Upstream):
         self.family, self.source, self.normalize = weights.family, weights.source, weights.normalize
         self.padding: Padding = padding
         self.precision: Precision = precision
+        self.options = {"padding": padding, "precision": precision, "normalize": self.normalize}
         if weights.family not in FAMILIES:
             hint = near_miss(weights.family, FAMILIES)
             raise UserError(f"{weights.source}: unknown family {weights.family!r}{hint}")
@@ -83,8 +84,8 @@ class Encoder(Upstream):
         for option in REFUSED:
             if weights.config.get(option):
                 raise UserError(f"{weights.source}: {option} is not supported; use a plain encoder")
-        given = {**weights.config, "model_type": weights.family}
-        self.config = Config.read(given, family, weights.source)
+        config = {**weights.config, "model_type": weights.family}
+        self.config = Config.read(config, family, weights.source)
         with torch.device("meta"):  # no second copy of the weights
             self.model = Model(self.config)
         _fill(self.model, weights)
@@ -180,11 +181,11 @@ class Encoder(Upstream):
         if self.normalize:
             wavs = _normalised(wavs, lens.tolist())
         wavs = F.pad(wavs, (0, max(0, self.window - wavs.shape[1])))
-        own = lens.clamp(min=self.window)
+        normed = lens.clamp(min=self.window)  # samples that a GroupNorm's statistics are over
         if self.padding == "s3prl":
-            own = torch.full_like(lens, wavs.shape[1])
+            normed = torch.full_like(lens, wavs.shape[1])
         with self._autocast(wavs.device):
-            x = self.model.feature_extractor(wavs, own).float()
+            x = self.model.feature_extractor(wavs, normed).float()
         kept = valid_frames = self._kept(lens, wavs.shape[1], x.shape[1])
         if self.padding == "s3prl":  # s3prl's featurizer: half to even, capped at what there is
             rounded = torch.round(lens.double() / self.stride).long()

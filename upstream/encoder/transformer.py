@@ -21,14 +21,16 @@ from upstream.encoder.config import Config
 
 
 class Linear(Bare, nn.Linear):
-    pass
+    """[..., D] -> [..., D']."""
 
 
 class Embedding(Bare, nn.Embedding):
-    pass
+    """Integers [...] -> [..., D]."""
 
 
 class FeatureProjection(nn.Module):
+    """From the width of the CNN to that of the transformer."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.conv_dim[-1]
@@ -64,16 +66,20 @@ class Positions(nn.Module):
         self.conv = weight_norm(_same(config, config.num_conv_pos_embeddings), dim=2)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, T, D] -> what to add to it, [B, T, D]."""
         x = _silence(x, mask)
         return F.gelu(self.conv(x.transpose(1, 2))[:, :, : x.shape[1]]).transpose(1, 2)
 
 
 class StackedPosition(nn.Module):
+    """One of data2vec's positional convolutions, with a norm that has no parameters."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.conv = _same(config, config.conv_pos_kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
         x = self.conv(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2)
         return F.gelu(F.layer_norm(x, x.shape[2:]))
 
@@ -88,6 +94,7 @@ class StackedPositions(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, T, D] -> what to add to it, [B, T, D]."""
         for layer in self.layers:
             x = layer(_silence(x, mask))
         return x
@@ -120,7 +127,9 @@ class Attention(nn.Module):
         return values.unfold(1, length, 1).flip(1)  # every row one step to the left of the last
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-        """[B, T, D] over its kept frames.
+        """[B, T, D], attending to the frames that `mask` [B, T] keeps -> [B, T, D].
+
+        bias [H, T, T]: of relative positions, before it is gated.
 
         The projections are called as modules, for every family: adapters that wrap a Linear act
         on WavLM too (transformers and s3prl hand its bare weights to a functional).
@@ -146,7 +155,10 @@ class Attention(nn.Module):
 
 
 def buckets(offsets: Tensor, count: int, distance: int) -> Tensor:
-    """Bucket of each key - query offset: exact when near, then logarithmic up to `distance`."""
+    """Of each key - query offset [...], its bucket [...] among `count`.
+
+    Exact when near, then logarithmic up to `distance`.
+    """
     side = count // 2  # buckets for keys before the query; as many for those behind
     near, steps = side // 2, offsets.abs()
     scale = math.log(distance / near)
@@ -156,6 +168,8 @@ def buckets(offsets: Tensor, count: int, distance: int) -> Tensor:
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with GELU between them."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.intermediate_dropout = nn.Dropout(config.activation_dropout)
@@ -164,6 +178,7 @@ class FeedForward(nn.Module):
         self.output_dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
         x = self.intermediate_dropout(F.gelu(self.intermediate_dense(x)))
         return cast(Tensor, self.output_dropout(self.output_dense(x)))
 
@@ -182,6 +197,7 @@ class Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+        """[B, T, D] -> [B, T, D]; mask [B, T] and bias [H, T, T] as of Attention."""
         if self.stable:
             x = x + self.dropout(self.attention(self.layer_norm(x), mask, bias))
             return cast(Tensor, x + self.feed_forward(self.final_layer_norm(x)))
@@ -204,7 +220,7 @@ class Transformer(nn.Module):
         self.relative = config.num_buckets > 0
 
     def forward(self, x: Tensor, mask: Tensor | None, exact: bool = True) -> list[Tensor]:
-        """Projected features [B, T, D] -> the input of every layer and the final output.
+        """Projected features [B, T, D] -> the input of every layer and the final output, [B, T, D].
 
         `exact`: data2vec's later positional convolutions see zeros beyond the mask, too.
         """
