@@ -86,19 +86,20 @@ def compare(a: str, b: str, results: Sequence[Result]) -> Comparison:
 
 def scores(group: Sequence[Result], called: Labels) -> list[Row]:
     """Every metric of one upstream in one task, its seeds together."""
-    cell, summaries = group[0].cell, [r.summary for r in group]
+    summaries = [r.summary for r in group]
+    cell, first = group[0].cell, summaries[0]
+    seen = max(r.score.seen / r.summary.utterances for r in group)
     if len({summary.test for summary in summaries}) > 1:
         raise UserError(f"{group[0].folder.parent}: seeds were tested on different data; delete it")
     rows = []
-    for metric in summaries[0].samples:
-        sample = stacked(summaries, metric)
-        found = estimate(sample)
+    for metric in first.samples:
+        found = estimate(stacked(summaries, metric))
         rows.append(Row(
-            cell.suite, called.upstream[name(group[0])], cell.fingerprint,
-            called.task[version(group[0])], cell.revision, metric,
-            found.value, found.low, found.high,
-            sample.without.shape[1], sample.without.shape[0], summaries[0].unit,
-            summaries[0].utterances, max(r.score.seen / r.score.n for r in group), found.reason,
+            suite=cell.suite, upstream=called.upstream[name(group[0])],
+            fingerprint=cell.fingerprint, task=called.task[version(group[0])],
+            recipe=cell.revision, metric=metric, score=found.value, low=found.low, high=found.high,
+            seeds=len(group), clusters=len(first.clusters), unit=first.unit,
+            utterances=first.utterances, seen=seen, note=found.reason,
         ))  # fmt: skip
     return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from downstream.report.compare import SIGNIFICANT, Row
 from downstream.tasks.metrics import METRICS
@@ -39,13 +39,17 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
         ]
     for task in sorted({row.task for row in rows}):
         mine = [row for row in rows if row.task == task]
-        counts = (
-            f"{_span(r.utterances for r in mine)} utterances, {_span(r.clusters for r in mine)}"
+        line = ", ".join(
+            f"{_span(values)} {what}"
+            for what, values in (
+                ("utterances", [r.utterances for r in mine]),
+                (mine[0].unit, [r.clusters for r in mine]),
+                ("seeds", [r.seeds for r in mine]),
+            )
         )
-        line = f"{task}: {counts} {mine[0].unit}, {_span(r.seeds for r in mine)} seeds"
         sizes = [round(r.detectable, 1) for r in mine if not math.isnan(r.detectable)]
         power = f"; 80 % power from a difference of {_span(sizes)}" if sizes else ""
-        notes.append(line + power)
+        notes.append(f"{task}: {line}{power}")
     places: dict[str, dict[str, None]] = defaultdict(dict)  # why -> where, each once
     for r in rows:
         if r.note:
@@ -64,8 +68,7 @@ def _heard(seen: float) -> str:
     return f"fine-tuning had the labels of {share}: no evidence of generalisation"
 
 
-def _span(values: Iterable[float]) -> str:
+def _span(values: Sequence[float]) -> str:
     """`3`, or `2-3`."""
-    values = list(values)
     low, high = min(values), max(values)
     return f"{low}" if low == high else f"{low}-{high}"

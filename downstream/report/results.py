@@ -25,8 +25,13 @@ from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError
 
 FORMAT = 1  # of score.json; a later layout must raise it
-SUMMARY = 1  # of summary.json; another number, and it is made again from the predictions
+SUMMARY = 1  # of summary.json; with another number it is made again from the predictions
 ROUNDING = 1e-6  # per cent
+SPOILT = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+KINDS: dict[str, type | tuple[type, ...]] = {  # of what tables rest on
+    "upstream": str, "suite": str, "task": str, "seed": int, "metric": str, "score": (int, float),
+    "lr": dict, "seen": int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Result:
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
             return [_record(json.loads(line)) for line in lines if line]
-        except (OSError, ValueError, TypeError) as error:
+        except SPOILT as error:
             raise _spoilt(path, error, f"delete the folder {self.folder}") from None
 
     @cached_property
@@ -95,22 +100,19 @@ class Result:
 
         Raises UserError naming the file if predictions and score do not belong together.
         """
-        path, remedy = self.folder / "predictions.jsonl", f"delete the folder {self.folder}"
+        path = self.folder / "predictions.jsonl"
         try:
-            stamp = _stamp(path)
-        except OSError as error:
-            raise _spoilt(path, error, remedy) from None
-        try:
-            summary = _read_summary(self.folder / "summary.json", stamp)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            summary = summarise(self.predictions, self.score.metric)
-            with contextlib.suppress(UserError):  # somebody else's folder can still be read
-                _write_summary(self.folder / "summary.json", stamp, summary)
-        score = float(summary.samples[self.score.metric].whole[0])
-        if not abs(score - self.score.score) < ROUNDING:
-            wrong = ValueError(f"it scores {score:g}, score.json says {self.score.score:g}")
-            raise _spoilt(path, wrong, remedy)
-        return summary
+            summary = _read_summary(self.folder)
+            if summary is None:
+                summary = summarise(self.predictions, self.score.metric)
+                with contextlib.suppress(UserError):  # somebody else's folder can still be read
+                    _write_summary(self.folder, summary)
+            score = float(summary.samples[self.score.metric].whole[0])
+            if not abs(score - self.score.score) < ROUNDING:
+                raise ValueError(f"it scores {score:g}, score.json says {self.score.score:g}")
+            return summary
+        except SPOILT as error:
+            raise _spoilt(path, error, f"delete the folder {self.folder}") from None
 
 
 def save(root: Path, cell: Cell, result: Score, predictions: Sequence[Record]) -> Path:
@@ -124,14 +126,12 @@ def save(root: Path, cell: Cell, result: Score, predictions: Sequence[Record]) -
     names["recipe"] = names.pop("revision")  # its name in format 1
     content = {"format": FORMAT, "cell": names, "result": asdict(result)}
     lines = (json.dumps(line._asdict(), ensure_ascii=False) for line in predictions)
-    path = folder / "predictions.jsonl"
     with disk.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # an older score must not vouch for new predictions
         (folder / "score.json").unlink(missing_ok=True)
-        disk.write(path, "".join(f"{line}\n" for line in lines))
-        summary = summarise(predictions, result.metric)
-        _write_summary(folder / "summary.json", _stamp(path), summary)
+        disk.write(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+        _write_summary(folder, summarise(predictions, result.metric))
     text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
     disk.write(folder / "score.json", text + "\n")
     return folder
@@ -194,13 +194,15 @@ def read_cell(path: Path) -> Result:
             fold: {lr: math.nan if value is None else value for lr, value in scores.items()}
             for fold, scores in stored["dev"].items()
         }
-        result = Score(**{**stored, "dev": dev})
         names = content["cell"]
         cell = Cell(revision=names.pop("recipe"), **names)
-        if not isinstance(result.score, (int, float)):
-            raise ValueError("no score")
-        return Result(cell, result, path.parent)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        score = Score(**{**stored, "dev": dev})
+        facts = {**vars(cell), **vars(score)}
+        for key, kind in KINDS.items():
+            if not isinstance(facts[key], kind):
+                raise ValueError(f"{key} is {facts[key]!r:.40}")
+        return Result(cell, score, path.parent)
+    except SPOILT as error:
         raise _spoilt(path, error, "delete it") from None
 
 
@@ -208,48 +210,36 @@ def _record(fields: dict[str, Any]) -> Record:
     return Count(**fields) if "errors" in fields else Trial(**fields)
 
 
-def _stamp(path: Path) -> list[int]:
-    """What tells that a file was written again."""
-    facts = path.stat()
-    return [facts.st_size, facts.st_mtime_ns]
+def _stamp(folder: Path) -> list[int]:
+    """What tells that predictions were written again."""
+    facts = (folder / "predictions.jsonl").stat()
+    return [SUMMARY, facts.st_size, facts.st_mtime_ns]
 
 
-def _write_summary(path: Path, stamp: list[int], summary: Summary) -> None:
+def _write_summary(folder: Path, summary: Summary) -> None:
     samples = {
-        metric: {
-            "score": sample.whole[0],
-            "without": dict(zip(summary.clusters, sample.without[:, 0].tolist())),
-        }
+        metric: [float(sample.whole[0]), sample.without[:, 0].tolist()]
         for metric, sample in summary.samples.items()
     }
-    content = {
-        "format": SUMMARY,
-        "predictions": stamp,
-        "test": summary.test,
-        "utterances": summary.utterances,
-        "unit": summary.unit,
-        "metrics": samples,
-    }
-    disk.write(path, json.dumps(finite(content), ensure_ascii=False) + "\n")
+    content = {"stamp": _stamp(folder), **vars(summary), "samples": samples}
+    disk.write_checked(folder / "summary.json", content)
 
 
-def _read_summary(path: Path, stamp: list[int]) -> Summary:
-    """Raises whatever comes of a file that is missing, spoilt or of older predictions."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if (content["format"], content["predictions"]) != (SUMMARY, stamp):
-        raise ValueError("of other predictions")
+def _read_summary(folder: Path) -> Summary | None:
+    """None if there is none of these predictions. Raises OSError without predictions."""
+    stamp, content = _stamp(folder), disk.read_checked(folder / "summary.json")
+    if not content or content.pop("stamp") != stamp:
+        return None
     samples = {
-        metric: Sample(
-            np.array([stored["score"]], float),
-            np.array([*stored["without"].values()], float)[:, None],
-        )
-        for metric, stored in content["metrics"].items()
+        metric: Sample(np.array([whole]), np.array(without)[:, None])
+        for metric, (whole, without) in content.pop("samples").items()
     }
-    clusters = list(next(iter(content["metrics"].values()))["without"])
-    return Summary(content["test"], content["utterances"], content["unit"], clusters, samples)
+    return Summary(**content, samples=samples)
 
 
 def _spoilt(path: Path, error: Exception, remedy: str) -> UserError:
+    if isinstance(error, UserError) and str(path) in str(error):
+        return error
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return UserError(f"{path} cannot be read ({reason}); {remedy} and run the benchmark again")
 

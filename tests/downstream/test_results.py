@@ -93,6 +93,9 @@ def test_an_interrupted_save_leaves_an_unfinished_cell(
         lambda text: text.replace('"format": 1', '"format": 7'),
         lambda text: text.replace('"n": 2', '"m": 2'),
         lambda text: text.replace('"score": 50.0', '"score": null'),
+        lambda text: text.replace('"seed": 2', '"seed": "2"'),
+        lambda text: text.replace('"seen": 0', '"seen": "many"'),
+        lambda text: "[" * 100_000,
         lambda text: "[]",
     ],
 )
@@ -158,6 +161,25 @@ def test_lines_that_were_lost_or_changed_are_noticed(tmp_path: Path) -> None:
         _ = load_results(tmp_path)[0].summary
 
 
+@pytest.mark.parametrize("line", ['{"id": "u1"}', "[]", "{", '{"id": "u3"' + ', "x": 1}'])
+def test_a_damaged_line_is_named_once(tmp_path: Path, line: str) -> None:
+    folder = save(tmp_path, CELL, SCORE, PREDICTIONS)
+    with (folder / "predictions.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError) as caught:
+        _ = load_results(tmp_path)[0].summary
+    assert str(caught.value).count("predictions.jsonl cannot be read") == 1
+
+
+def test_an_unknown_metric_names_the_file(tmp_path: Path) -> None:
+    folder = save(tmp_path, CELL, SCORE, PREDICTIONS)
+    remove(folder)
+    path = folder / "score.json"
+    path.write_text(path.read_text().replace('"metric": "accuracy"', '"metric": "acuracy"'))
+    with pytest.raises(UserError, match=r"predictions\.jsonl.*did you mean accuracy"):
+        _ = load_results(tmp_path)[0].summary
+
+
 def test_cells_are_read_where_nothing_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +189,7 @@ def test_cells_are_read_where_nothing_can_be_written(
     def refuse(*_: object) -> None:
         raise UserError("read-only file system")
 
-    monkeypatch.setattr(results.disk, "write", refuse)
+    monkeypatch.setattr(results.disk, "write_checked", refuse)
     assert load_results(tmp_path)[0].summary.utterances == 2
 
 

@@ -2,6 +2,10 @@ import csv
 import json
 import math
 import re
+import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from downstream.report.results import Cell, Result, Score, load_results, save
 from downstream.report.statistics import paired
 from downstream.report.table import Table, render, show, summary, write
 from downstream.tasks.metrics import METRICS
+from upstream.common import PROJECT
 from upstream.common.errors import UserError
 
 TASKS = {"asr": "wer", "er": "accuracy", "pr": "per", "sid": "accuracy"}
@@ -269,6 +274,47 @@ def test_tables_are_written_and_a_missing_reference_is_noted(
     page = paths[1].read_text()
     assert "## demo" in page and "## other" in page
     assert "no differences: no results for upstream 'base'" in page
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from downstream.report import results, table
+for _ in range(int(sys.argv[2])):
+    table.write(Path(sys.argv[1]), results.load_results(Path(sys.argv[1])), ["base"])
+"""
+
+
+def test_two_processes_write_one_table(results: list[Result], tmp_path: Path) -> None:
+    """Whoever comes last, a reader finds a whole table."""
+    words = [sys.executable, "-c", WRITE, str(tmp_path), "3"]
+    write(tmp_path, results, ["base"])
+    whole = {name: (tmp_path / name).read_text() for name in ("table.csv", "table.md")}
+    writers = [subprocess.Popen(words, cwd=PROJECT, stderr=subprocess.PIPE) for _ in range(2)]
+    while any(writer.poll() is None for writer in writers):
+        assert {name: (tmp_path / name).read_text() for name in whole} == whole
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_table_over_3000_cells_takes_less_than_five_seconds(tmp_path: Path) -> None:
+    """250 upstreams, 4 tasks, 3 seeds, one new cell without a summary: 2 s of CPU with imports."""
+    for task in TASKS:
+        for seed in range(3):
+            put(tmp_path, "base", task, seed, 0.3)
+    for path in list(tmp_path.glob("*/*/*/*")):
+        for number in range(249):
+            name = f"u{number}"
+            other = tmp_path / f"{name}@b00000000000" / path.relative_to(tmp_path / path.parts[-4])
+            shutil.copytree(path, other)  # with the times that a summary is checked by
+            score = other / "score.json"
+            score.write_text(score.read_text().replace('"base"', f'"{name}"'))
+    (path / "summary.json").unlink()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([sys.executable, "-c", WRITE, str(tmp_path), "1"], cwd=PROJECT, check=True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + 1000 + 249 * 4
 
 
 def test_several_metrics_are_several_columns_and_one_family(tmp_path: Path) -> None:
