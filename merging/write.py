@@ -24,6 +24,7 @@ from merging.weights.compatibility import recorded_base, require_origin
 from merging.weights.engine import Report, ahead, merge_tensors
 from merging.weights.rule import Weights
 from upstream.base import Upstream, fingerprint
+from upstream.checkpoints import HEARD
 from upstream.checkpoints import containers as container
 from upstream.checkpoints import tensor_files as files
 from upstream.checkpoints import write as export
@@ -33,7 +34,6 @@ from upstream.common.errors import UserError
 from upstream.encoder.encoder import Encoder
 
 RECORD = "merge.json"  # a folder that has it is finished
-HEARD = "heard.txt"  # keys of the clips whose labels the fine-tuned models have seen
 
 
 class Merge(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from upstream.audio import pad
 from upstream.base import SAMPLE_RATE, Hidden, Upstream
+from upstream.common.registry import Registry
 
 LENGTHS = (16_000, 9_001, 5_333)  # samples; none a multiple of a usual stride but the first
 FRAMES_OFF = 5  # s3prl's tolerance between the frames promised by the stride and those that come
@@ -26,27 +27,19 @@ class Promise(NamedTuple):
 
 
 Seen = tuple[bool, str]
-PROMISES: dict[str, Callable[[Upstream], Seen]] = {}
+PROMISES: Registry[Callable[[Upstream], Seen]] = Registry("promise")
 
 
 def check(upstream: Upstream) -> list[Promise]:
     """Run every promise on `upstream`. An exception inside one breaks that one only."""
     results = []
-    for name, test in PROMISES.items():
+    for name in PROMISES:
         try:
-            kept, evidence = test(upstream)
+            kept, evidence = PROMISES[name](upstream)
         except Exception as error:  # whatever a user's class raises is evidence against it
             kept, evidence = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
         results.append(Promise(name, kept, evidence))
     return results
-
-
-def _promise(name: str) -> Callable[[Callable[[Upstream], Seen]], Callable[[Upstream], Seen]]:
-    def add(test: Callable[[Upstream], Seen]) -> Callable[[Upstream], Seen]:
-        PROMISES[name] = test
-        return test
-
-    return add
 
 
 def _waves(*lengths: int) -> list[Tensor]:
@@ -70,7 +63,7 @@ def _run(upstream: Upstream, waves: list[Tensor], spare: int = 0) -> Hidden:
     return Hidden(hidden.layers.cpu(), hidden.lens.cpu())
 
 
-@_promise("shape")
+@PROMISES.register("shape")
 def _shape(upstream: Upstream) -> Seen:
     layers, lens = _run(upstream, _waves(*LENGTHS))
     fits = layers.dim() == 4 and layers.shape[:2] == (upstream.num_layers, len(LENGTHS))
@@ -79,16 +72,14 @@ def _shape(upstream: Upstream) -> Seen:
     return fits, f"layers {list(layers.shape)}, promised {promised}; lens {list(lens.shape)}"
 
 
-@_promise("dtype")
+@PROMISES.register("dtype")
 def _dtype(upstream: Upstream) -> Seen:
     layers, lens = _run(upstream, _waves(*LENGTHS))
-    return (layers.dtype, lens.dtype) == (
-        torch.float32,
-        torch.int64,
-    ), f"{layers.dtype}, {lens.dtype}"
+    kept = layers.dtype == torch.float32 and lens.dtype == torch.int64
+    return kept, f"{layers.dtype}, {lens.dtype}"
 
 
-@_promise("frame count")
+@PROMISES.register("frame count")
 def _frame_count(upstream: Upstream) -> Seen:
     """As many frames as the stride says, and the same number for every further second."""
     seconds = [1, 2, 4]
@@ -100,7 +91,7 @@ def _frame_count(upstream: Upstream) -> Seen:
     return near and all(abs(step) <= 1 for step in steps), evidence
 
 
-@_promise("lengths")
+@PROMISES.register("lengths")
 def _lengths(upstream: Upstream) -> Seen:
     layers, lens = _run(upstream, _waves(*LENGTHS))
     longest = layers.shape[2]
@@ -109,21 +100,21 @@ def _lengths(upstream: Upstream) -> Seen:
     return kept and max(off) < FRAMES_OFF, f"lens {lens.tolist()} of {longest} frames"
 
 
-@_promise("finite")
+@PROMISES.register("finite")
 def _finite(upstream: Upstream) -> Seen:
     layers = _run(upstream, _waves(*LENGTHS)).layers
     bad = int((~torch.isfinite(layers)).sum())
     return bad == 0, f"{bad} of {layers.numel()} values are NaN or infinite"
 
 
-@_promise("silence")
+@PROMISES.register("silence")
 def _silence(upstream: Upstream) -> Seen:
     layers = _run(upstream, [torch.zeros(SAMPLE_RATE), *_waves(SAMPLE_RATE)]).layers
     bad = int((~torch.isfinite(layers)).sum())
     return bad == 0, f"{bad} NaN or infinite values in a second of zeros"
 
 
-@_promise("very short input")
+@PROMISES.register("very short input")
 def _short(upstream: Upstream) -> Seen:
     layers, lens = _run(upstream, _waves(10))
     finite = bool(torch.isfinite(layers).all())
@@ -131,23 +122,20 @@ def _short(upstream: Upstream) -> Seen:
     return kept, f"{int(lens[0])} frame(s) from 10 samples, {'' if finite else 'not '}finite"
 
 
-@_promise("determinism")
+@PROMISES.register("determinism")
 def _determinism(upstream: Upstream) -> Seen:
     first, second = (_run(upstream, _waves(*LENGTHS)).layers for _ in range(2))
     gap = float((first - second).abs().max())
     return gap == 0, f"two runs differ by {gap:.1e}"
 
 
-@_promise("eval mode")
+@PROMISES.register("eval mode")
 def _eval_mode(upstream: Upstream) -> Seen:
     training = [name or "itself" for name, module in upstream.named_modules() if module.training]
-    return (
-        not training,
-        f"{len(training)} modules in training mode {' '.join(training[:2])}".strip(),
-    )
+    return not training, f"{len(training)} modules in training mode: {' '.join(training[:2])}"
 
 
-@_promise("padding has no say")
+@PROMISES.register("padding has no say")
 def _padding(upstream: Upstream) -> Seen:
     """Neither the company of longer utterances nor spare zeros change an utterance."""
     waves = _waves(*LENGTHS)
@@ -159,12 +147,11 @@ def _padding(upstream: Upstream) -> Seen:
             return False, f"{n} frames in a batch, {int(alone.lens[0])} alone ({len(wave)} samples)"
         gap = max(gap, float((alone.layers[:, 0, :n] - batch.layers[:, i, :n]).abs().max()))
         size = max(size, float(alone.layers.abs().max()))
-    return gap <= CLOSE * max(
-        1.0, size
-    ), f"alone and padded differ by {gap:.1e} of up to {size:.2g}"
+    evidence = f"alone and padded differ by {gap:.1e} of up to {size:.2g}"
+    return gap <= CLOSE * max(1.0, size), evidence
 
 
-@_promise("input untouched")
+@PROMISES.register("input untouched")
 def _untouched(upstream: Upstream) -> Seen:
     wavs, lens = _batch(upstream, _waves(*LENGTHS))
     before = wavs.clone(), lens.clone()
@@ -174,19 +161,17 @@ def _untouched(upstream: Upstream) -> Seen:
     return kept, f"the caller's waves and lengths {'stay' if kept else 'do not stay'} as they were"
 
 
-@_promise("no gradient")
+@PROMISES.register("no gradient")
 def _no_gradient(upstream: Upstream) -> Seen:
     with torch.no_grad():
         layers = upstream(*_batch(upstream, _waves(LENGTHS[0]))).layers
     held = [name for name, value in upstream.named_parameters() if value.grad is not None]
     evidence = f"output {'keeps' if layers.requires_grad else 'without'} a graph under no_grad"
-    return (
-        not layers.requires_grad and not held,
-        f"{evidence}, {len(held)} parameters hold gradients",
-    )
+    kept = not layers.requires_grad and not held
+    return kept, f"{evidence}, {len(held)} parameters hold gradients"
 
 
-@_promise("fingerprint")
+@PROMISES.register("fingerprint")
 def _fingerprint(upstream: Upstream) -> Seen:
     """The same twice; another one as soon as any weight changes."""
     first, again = upstream.fingerprint(), upstream.fingerprint()

@@ -46,36 +46,24 @@ class Published(NamedTuple):
 
     repository: str
     normalize: bool | None = None  # waveforms; None: as its files ask for
-    licence: str = ""
     about: str = ""
 
 
 # `normalize` is as SUPERB scored them (s3prl): the files of some Base models ask for it as well.
 PUBLISHED = {
-    "hubert_base": Published(
-        "facebook/hubert-base-ls960", False, "Apache-2.0", "HuBERT Base, LibriSpeech 960 h"
-    ),
-    "hubert_large_ll60k": Published(
-        "facebook/hubert-large-ll60k", True, "Apache-2.0", "HuBERT Large, 60k h"
-    ),
-    "wav2vec2_base_960": Published(
-        "facebook/wav2vec2-base", False, "Apache-2.0", "wav2vec 2.0 Base, 960 h"
-    ),
+    "hubert_base": Published("facebook/hubert-base-ls960", False, "HuBERT Base, 960 h"),
+    "hubert_large_ll60k": Published("facebook/hubert-large-ll60k", True, "HuBERT Large, 60k h"),
+    "wav2vec2_base_960": Published("facebook/wav2vec2-base", False, "wav2vec 2.0 Base, 960 h"),
     "wav2vec2_large_ll60k": Published(
-        "facebook/wav2vec2-large-lv60", True, "Apache-2.0", "wav2vec 2.0 Large, 60k h"
+        "facebook/wav2vec2-large-lv60", True, "wav2vec 2.0 Large, 60k h"
     ),
-    "wavlm_base": Published("microsoft/wavlm-base", False, "CC-BY-SA-3.0", "WavLM Base, 960 h"),
-    "wavlm_base_plus": Published(
-        "microsoft/wavlm-base-plus", False, "CC-BY-SA-3.0", "WavLM Base+, 94k h"
-    ),
-    "wavlm_large": Published("microsoft/wavlm-large", True, "CC-BY-SA-3.0", "WavLM Large, 94k h"),
-    "data2vec_base": Published(
-        "facebook/data2vec-audio-base", True, "Apache-2.0", "data2vec Base, 960 h"
-    ),
-    "data2vec_large": Published(
-        "facebook/data2vec-audio-large", True, "Apache-2.0", "data2vec Large, 60k h"
-    ),
+    "wavlm_base": Published("microsoft/wavlm-base", False, "WavLM Base, 960 h"),
+    "wavlm_base_plus": Published("microsoft/wavlm-base-plus", False, "WavLM Base+, 94k h"),
+    "wavlm_large": Published("microsoft/wavlm-large", True, "WavLM Large, 94k h"),
+    "data2vec_base": Published("facebook/data2vec-audio-base", True, "data2vec Base, 960 h"),
+    "data2vec_large": Published("facebook/data2vec-audio-large", True, "data2vec Large, 60k h"),
 }
+LICENCES = {"facebook": "Apache-2.0", "microsoft": "CC-BY-SA-3.0"}  # of the models above
 
 
 def load(spec: str, **options: Any) -> Upstream:
@@ -212,7 +200,9 @@ def _encoder(
         path, normalize=normalize, padding=padding, precision=precision, family=family
     )
     if published:
-        encoder.source, encoder.licence = published.repository, published.licence
+        encoder.source = published.repository
+        if published.about:
+            encoder.licence = LICENCES[published.repository.split("/")[0]]
     return encoder
 
 

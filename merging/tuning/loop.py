@@ -25,6 +25,7 @@ from merging.tuning.objectives import Objective, TaskObjective
 from merging.tuning.recipe import Plan, checkpoint, open_plan
 from merging.tuning.strategies import STRATEGIES
 from merging.weights.movement import movement
+from upstream.checkpoints import HEARD
 from upstream.checkpoints.tensor_files import guarded
 from upstream.checkpoints.tensor_names import State
 from upstream.checkpoints.write import WEIGHTS, to_folder
@@ -35,7 +36,6 @@ from upstream.encoder.encoder import Encoder
 from upstream.features.store import Store
 
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
-HEARD = "heard.txt"  # beside the weights: keys of the clips whose labels were seen, one a line
 RECORD = "finetune.json"
 KEPT = (
     "key",

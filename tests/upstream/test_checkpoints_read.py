@@ -317,7 +317,10 @@ def test_folders_of_something_else(tmp_path: Path) -> None:
     assert "config does not fit" in with_config(num_attention_heads=5)
     assert "tensors missing" in with_config(num_hidden_layers=4)
     assert "unexpected" in with_config(num_hidden_layers=2)
-    (folder / "config.json").write_text("{")
-    assert "not JSON" in complaint(folder)
+    deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+    digits = b'{"hidden_size": ' + b"9" * 5_000 + b"}"
+    for text in (b"{", b"[]", b"\xff\xfe\x00", b'{"a": "\xe9"}', deep, digits):
+        (folder / "config.json").write_bytes(text)
+        assert "not JSON" in complaint(folder)
     (folder / "config.json").unlink()
     assert "config.json" in complaint(folder)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upstream.base import Hidden, Upstream, fingerprint, valid
+from upstream.checkpoints import HEARD, RECORDS
 from upstream.checkpoints import read as checkpoint
 from upstream.checkpoints import write as export
 from upstream.checkpoints.containers import plain, read_json
@@ -30,11 +31,6 @@ from upstream.encoder.transformer import Model
 torch.backends.cudnn.allow_tf32 = False
 
 EPS = 1e-5  # of the waveform's layer norm: fairseq's (transformers uses 1e-7)
-HEARD = (
-    "heard.txt"  # beside weights: keys of the clips whose labels their training saw, a line each
-)
-RECORDS = ("finetune.json", "merge.json")  # beside weights that were built here
-
 # The fields of a config that change the CNN's output.
 CONVOLUTION = (
     "conv_dim conv_kernel conv_stride conv_bias feat_extract_norm feat_extract_activation"
@@ -200,20 +196,15 @@ class Encoder(Upstream):
         hidden [B, T] bool: frames that it must not see, as in pre-training (masked prediction).
         Raises UserError if the encoder came without an embedding to put in their place.
         """
+        if hidden is not None and not hasattr(self.model, "masked_spec_embed"):
+            raise UserError(f"{self.source}: holds no masked_spec_embed, so no frame can be hidden")
         mask = None if bool((kept >= x.shape[1]).all()) else valid(kept, x.shape[1])
         with self._autocast(x.device):
             x = self.model.feature_projection(x).float()  # the sums over layers stay float32
             if hidden is not None:
-                x = torch.where(hidden[:, :, None], self._embedding(), x)
+                x = torch.where(hidden[:, :, None], cast(Tensor, self.model.masked_spec_embed), x)
             states = self.model.encoder(x, mask, exact=self.padding == "exact")
         return Hidden(torch.stack(states), lens)
-
-    def _embedding(self) -> Tensor:
-        """[D]: what stands in for a hidden frame."""
-        embedding: Tensor | None = getattr(self.model, "masked_spec_embed", None)
-        if embedding is None:
-            raise UserError(f"{self.source}: holds no masked_spec_embed, so no frame can be hidden")
-        return embedding
 
     def _kept(self, lens: Tensor, padded: int, length: int) -> Tensor:
         """[B]: how many of `length` frames the mask keeps."""
