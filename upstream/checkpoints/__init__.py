@@ -2,6 +2,4 @@
 
 FORMATS = ("hf", "s3prl", "fairseq")  # that `write` writes
 HEARD = "heard.txt"  # beside weights: keys of the clips whose labels they saw, one a line
-    "heard.txt"  # beside weights: keys of the clips whose labels their training saw, a line each
-)
 RECORDS = ("finetune.json", "merge.json")  # beside weights that were built here
