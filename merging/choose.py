@@ -15,8 +15,10 @@ from downstream.run import execute, schedule
 from downstream.run.cell import Identity, Prepared, cell
 from downstream.run.schedule import Request, RunOptions
 from downstream.tasks.metrics import METRICS
+from upstream.base import Upstream
 from upstream.common import disk
 from upstream.common.errors import UserError
+from upstream.features.clips import overlapping
 
 What = Literal["alpha", "members"]
 Dev = dict[str, dict[str, float]]  # task -> candidate -> dev score, per cent
@@ -76,11 +78,6 @@ class Choice:
     metric: dict[str, str]  # task -> a name in METRICS
     regret: dict[str, float]  # task -> points that `usual` is worse by than `chosen`, on dev
 
-    @property
-    def mean_regret(self) -> float:
-        """Over the tasks, in points."""
-        return sum(self.regret.values()) / len(self.regret)
-
     def lines(self) -> list[str]:
         """A table to print: candidate by task."""
         rows = [f"{self.what} chosen on dev scores of {', '.join(self.dev)}: {self.chosen}"]
@@ -92,10 +89,9 @@ class Choice:
             )
             name = f"{self.what} {candidate:<{width}}"
             rows.append(f"  {name} {scores}  relative gain {100 * gain:+.1f} %")
+        mean_regret = sum(self.regret.values()) / len(self.regret)
         parts = ", ".join(f"{task} {points:.2f}" for task, points in self.regret.items())
-        rows.append(
-            f"  {self.usual} instead: {self.mean_regret:.2f} points worse on average ({parts})"
-        )
+        rows.append(f"  {self.usual} instead: {mean_regret:.2f} points worse on average ({parts})")
         return rows
 
 
@@ -209,14 +205,20 @@ def _choice(
     return Choice(what, chosen, usual, gain, dev, dict(metrics), regret)
 
 
-def require_held_out(choose: Choose, tuned_on: Sequence[str], where: str) -> None:
-    """UserError if the choice would be made on a task that a tuned upstream was trained on."""
-    for task in choose.tasks:
-        if task in tuned_on:
-            raise UserError(
-                f"{where}: choose: tasks: the upstream was fine-tuned on {task}, where what is "
-                "nearer to it always looks better; name other tasks"
-            )
+def require_held_out(tasks: Sequence[Prepared], tuned: Sequence[Upstream], where: str) -> None:
+    """UserError if a choice would be made on audio whose labels a tuned upstream was trained on.
+
+    There, what is nearer to that upstream always looks better.
+    """
+    for task in tasks:
+        indices = {i for split in task.splits.values() for i in split["dev"]}
+        clips = [task.clips[i] for i in indices]
+        for model in tuned:
+            if shared := overlapping(model.heard, clips):
+                raise UserError(
+                    f"{where}: choose: tasks: {model.source} was fine-tuned on {len(shared)} of "
+                    f"the {len(clips)} dev utterances of {task.recipe.name}; name other tasks"
+                )
 
 
 def score(requests: Mapping[str, Request], tasks: Sequence[Prepared], options: RunOptions) -> Dev:

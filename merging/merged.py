@@ -24,7 +24,6 @@ from merging.recipe import (
     MergeRecipe,
     altered,
     load_recipe,
-    tuned_on,
     with_alpha,
     with_members,
 )
@@ -65,6 +64,7 @@ def open_merge(
     if plan.choose is None:
         return merge
     what, tasks = plan.choose.what, _choice_tasks(plan, recipe, results)
+    choosing.require_held_out(tasks, tuned, str(recipe))
     rule = dataclasses.asdict(replace(plan, base="", tuned=[], compare=[]))
     place = choosing.place(results, choosing.key([rule, merge.fingerprints()], tasks))
     if not place.is_file():
@@ -83,9 +83,8 @@ def open_merge(
 
 
 def _choice_tasks(plan: MergeRecipe, recipe: Path, results: Path) -> list[Prepared]:
-    """The held-out tasks beside the recipe whose dev scores choose. Raises UserError."""
+    """The tasks beside the recipe whose dev scores choose. Raises UserError."""
     assert plan.choose is not None
-    choosing.require_held_out(plan.choose, tuned_on(plan, recipe), str(recipe))
     suite = task_recipes.suite(str(recipe.parent))
     for task in plan.choose.tasks:
         if task not in suite:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from merging.choose import Choose, apart
 from merging.methods import STATISTICS
-from merging.tuning.recipe import load_recipe as load_finetuning
 from merging.weights.calibration import Calibration
 from merging.weights.rule import MergeOptions, PosConv, Several, check_params
 from upstream.common.errors import UserError
@@ -129,15 +128,3 @@ def _check(recipe: MergeRecipe, where: str) -> None:
             raise UserError(f"{where}: give params: alpha or choose, not both")
         if recipe.choose.what == "members" and len(recipe.tuned) < 2:
             raise UserError(f"{where}: choose: members: needs two or more tuned models")
-
-
-def tuned_on(plan: MergeRecipe, recipe: Path) -> list[str]:
-    """The tasks that the fine-tuned upstreams were trained on, as far as they say."""
-    tasks = []
-    for name in plan.tuned:
-        record = Path(name.removeprefix("hf:")) / "finetune.json"
-        if name.endswith(YAML):
-            tasks.append(load_finetuning(recipe.parent / name).task)
-        elif record.is_file():
-            tasks.append(json.loads(record.read_text())["recipe"]["task"])
-    return [Path(task).stem for task in tasks]
