@@ -32,7 +32,7 @@ from upstream.checkpoints.write import WEIGHTS, to_folder
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
-from upstream.encoder.encoder import Encoder
+from upstream.encoder.encoder import HEARD, Encoder
 from upstream.features.store import Store
 
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
@@ -115,7 +115,7 @@ def train(plan: Plan, folder: Path, store: Store) -> None:
     disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
     disk.write(
         folder / HEARD,
-        "".join(f"{k}\n" for k in sorted(objective.heard | getattr(encoder, "heard", frozenset()))),
+        "".join(f"{k}\n" for k in sorted(objective.heard | encoder.heard)),
     )
     write_card(folder, record)
     to_folder(weights, folder)  # the weights last: they say that the folder is complete
