@@ -103,7 +103,7 @@ def build(target: Callable[..., T], data: Mapping[str, Any], where: str, /, **gi
 def parse(text: str, hint: Any, where: str) -> Any:
     """Command-line text as the type `hint`, read as YAML unless text is due. Raises UserError."""
     try:
-        value = None if text.lower() == "none" else read_value(text, where)
+        value = None if text.lower() == "none" else text and read_value(text, where)
         return convert(value, hint, where)
     except UserError as refused:
         try:
