@@ -32,7 +32,7 @@ from upstream.checkpoints.write import WEIGHTS, to_folder
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
-from upstream.encoder.encoder import HEARD, Encoder
+from upstream.encoder.encoder import Encoder
 from upstream.features.store import Store
 
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed

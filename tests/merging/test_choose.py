@@ -35,7 +35,7 @@ def test_the_mean_relative_gain_decides_over_error_rates_and_accuracies() -> Non
     found = pick(dev, METRICS, ["0", "0.25", "0.5", "1"])
     gains = {"0": 0.0, "0.25": (0.1 + 0.25) / 2, "0.5": (0.2 + 0.05) / 2, "1": (-0.5 - 0.5) / 2}
     assert found.gain == pytest.approx(gains)
-    assert found.chosen == "0.25" and found.regret == {task: 0 for task in found.dev}
+    assert found.chosen == "0.25" and found.regret == dict.fromkeys(found.dev, 0)
     found = pick(dev, METRICS, ["0", "0.5", "1"])
     assert found.chosen == "0.5", "0.25 was scored, but is no candidate here"
     assert found.regret == {"asr": 2.0, "sid": -8.0}

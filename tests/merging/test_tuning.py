@@ -111,6 +111,8 @@ def test_dropouts_are_the_upstreams_own_or_the_recipes(recipes: Path, tmp_path: 
     assert dropouts(path) == [0.2, 0.3, 0.0]
     folder = build_tuned(path, tmp_path / "r")
     assert upstream.load(str(folder)).fingerprint() == record(folder)["fingerprint"]
+    shipped = load_recipe(PROJECT / "recipes" / "superb" / "finetune.yaml")
+    assert shipped.dropouts() == {"activation_dropout": 0.0}, "as s3prl has it"
 
 
 @pytest.mark.parametrize(
