@@ -23,7 +23,7 @@ from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 # s3prl's packages whose checkpoints are read here, and the family that they are.
 READ_HERE = {
@@ -118,8 +118,11 @@ def _require_inert(content: Any, spec: str) -> None:
     """
     from upstream.checkpoints.read import literal
 
-    for text in _texts(content):
-        if not ACTIVE.search(text) or not (_parses(text) or _parses(f"module.{text}")):
+    for _, leaf in _leaves(content):
+        text = leaf.decode("latin-1") if isinstance(leaf, bytes) else leaf
+        if not isinstance(text, str) or not ACTIVE.search(text):
+            continue
+        if not (_parses(text) or _parses(f"module.{text}")):
             continue
         try:
             literal(text)
@@ -130,18 +133,21 @@ def _require_inert(content: Any, spec: str) -> None:
             ) from error
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every string in what the weights-only reader returns."""
-    if isinstance(value, (str, bytes)):
-        yield value if isinstance(value, str) else value.decode("latin-1")
-    elif isinstance(value, Mapping):
-        for item in [*value.keys(), *value.values()]:
-            yield from _texts(item)
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All that is no container in what the weights-only reader returns, and the key it is under."""
+    from torch import Tensor
+
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(key)
+            yield from _leaves(item, str(key))
     elif isinstance(value, (list, tuple, set)):
         for item in value:
-            yield from _texts(item)
-    elif hasattr(value, "__dict__") and not hasattr(value, "storage"):  # Namespace, Inert
-        yield from _texts(vars(value))
+            yield from _leaves(item, name)
+    elif not isinstance(value, Tensor) and hasattr(value, "__dict__"):  # Namespace, Inert
+        yield from _leaves(vars(value), name)
+    else:
+        yield name, value
 
 
 def _parses(text: str) -> bool:
@@ -157,22 +163,14 @@ def _parses(text: str) -> bool:
 
 def _require_loaded(expert: nn.Module, content: Mapping[str, Any], spec: str) -> None:
     """Every parameter of the expert is in the file: some load with strict=False, without a word."""
+    from torch import Tensor
+
     shapes: dict[str, set[Any]] = {}
-    for name, tensor in _tensors(content):
-        shapes.setdefault(name, set()).add(tensor.shape)
+    for name, leaf in _leaves(content):
+        if isinstance(leaf, Tensor):
+            shapes.setdefault(name, set()).add(leaf.shape)
     for name, parameter in expert.named_parameters():
         parts = name.split(".")
         suffixes = (".".join(parts[start:]) for start in range(len(parts)))
         if not any(parameter.shape in shapes.get(suffix, ()) for suffix in suffixes):
             raise UserError(f"{spec}: is of another model: no {name} in it; :trust=true ignores it")
-
-
-def _tensors(content: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of nested dictionaries by name."""
-    from torch import Tensor
-
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            yield str(name), value
-        elif isinstance(value, Mapping):
-            yield from _tensors(value)

@@ -108,7 +108,8 @@ def test_the_name_of_a_filter_bank_is_not_evaluated(tera: dict[str, Any], tmp_pa
      "fbank, f()", "__import__('os').system('true')", "\t[x()]", "(lambda: 1)()", "'%9999d'%1"],
 )  # fmt: skip
 def test_strings_that_do_something(text: str) -> None:
-    for content in ({"a": [text]}, {text: 1}, argparse.Namespace(a=({"b": text},))):
+    hidden = argparse.Namespace(a=({"b": text},), storage=1, shape=2)
+    for content in ({"a": [text]}, {text: 1}, {("a", text): 1}, {"a": text.encode()}, hidden):
         with pytest.raises(UserError, match="trust=true"):
             _require_inert(content, "s3prl:x")
 
