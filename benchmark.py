@@ -17,7 +17,7 @@ from upstream.checkpoints import FORMATS
 from upstream.common.errors import UserError, near_miss
 
 if TYPE_CHECKING:
-    from downstream.run.cell import Prepared
+    from downstream.run.prepare import Prepared
     from downstream.run.schedule import RunOptions
     from merging.recipe import MergeRecipe
     from upstream.base import Upstream
@@ -161,7 +161,7 @@ def _number(kind: Callable[[str], float], least: float) -> Callable[[str], float
 def tasks(args: argparse.Namespace) -> list[Prepared]:
     """The chosen tasks of the suite with their corpora read."""
     from downstream import recipe
-    from downstream.run.cell import prepare
+    from downstream.run.prepare import prepare
 
     suite, overrides = recipe.suite(args.suite), recipe.overrides(args.set)
     chosen = args.downstream.split(",") if args.downstream is not None else list(suite)
@@ -338,7 +338,7 @@ def check(args: argparse.Namespace) -> int:
     """Promises of an upstream, kept or broken; or whether a recipe and its corpus can be used."""
     if args.recipe:
         from downstream import recipe
-        from downstream.run.cell import prepare
+        from downstream.run.prepare import prepare
 
         prepared = prepare(recipe.load(args.recipe), args.results)
         for fold, split in prepared.splits.items():

@@ -1,12 +1,14 @@
-"""The words of the evaluation: Example, Count, Task, and the registries of its parts."""
+"""The words of the evaluation: Example, Item, Record, Metric, Task, and the registries of parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from upstream.common.registry import Registry
+
+Direction = Literal["lower", "higher"]
 
 
 class Example(NamedTuple):
@@ -19,6 +21,14 @@ class Example(NamedTuple):
     target: str  # a transcript, phones separated by spaces, or a label
     speaker: str
     split: str
+
+
+class Item(NamedTuple):
+    """An utterance as a task sees it: an Example without its audio and split."""
+
+    id: str
+    speaker: str
+    target: str  # as the task normalises it
 
 
 class Tally(NamedTuple):
@@ -67,6 +77,33 @@ class Trial(NamedTuple):
 Record = Count | Trial
 
 
+def record(fields: Mapping[str, Any]) -> Record:
+    """A line of predictions.jsonl as the record it was. Raises TypeError for other fields."""
+    return Trial(**fields) if "enrolment" in fields else Count(**fields)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What records amount to. Where higher is better, errors are counted all the same."""
+
+    name: str
+    label: str  # what a table prints
+    better: Direction
+    score: Callable[[Sequence[Any]], float]  # records of one fold -> per cent
+    count: Callable[[str, str], Tally] | None = None  # (reference, hypothesis) of one utterance
+    unit: str = "%"
+
+    def improves(self, score: float, best: float) -> bool:
+        """Whether `score` is strictly better than `best`, or `best` is NaN: the first one."""
+        better = score > best if self.better == "higher" else score < best
+        return better or best != best
+
+    @property
+    def arrow(self) -> str:
+        """`↓` or `↑`: where better is."""
+        return "↓" if self.better == "lower" else "↑"
+
+
 class Labels(Protocol):
     """Between a target as text and the class indices a head is trained on."""
 
@@ -74,17 +111,61 @@ class Labels(Protocol):
     def size(self) -> int: ...
     def encode(self, target: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def unknown(self, target: str) -> list[str]:
+        """Symbols that have no class of their own. UserError if that makes the target useless."""
+        ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a task is, apart from its data: head, metric, and how targets become classes."""
+    """What a task is, apart from its data: features, head, labels, records and scores.
+
+    A task that compares utterances overrides `records`; nothing else knows how many records an
+    utterance makes.
+    """
 
     name: str
-    head: str  # a name in HEADS
-    metric: str  # a name in METRICS
-    reduce: Literal["mean", "frames"]  # all the head needs: time means (exact), or every frame
+    features: Literal["mean", "frames"]  # all the head needs: time means (exact), or every frame
+    head: str | None  # a name in HEADS; None: nothing is trained, outputs are the features
+    metrics: tuple[str, ...]  # names in METRICS; the first selects on dev
     labels: Callable[[str, Sequence[str]], Labels]  # (`superb` or `train`, training targets)
+    normalised: Callable[[str], str] = str  # a target as it is trained on and compared with
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that selects on dev and that tables show."""
+        return METRICS[self.metrics[0]]
+
+    def records(
+        self, items: Sequence[Item], outputs: Sequence[Any], labels: Labels
+    ) -> list[Record]:
+        """One Count per utterance and metric.
+
+        `outputs` are what the head predicts for each item (class indices), without a head its
+        features: [L, D] means or [L, T, D] frames.
+        """
+        several, counts = len(self.metrics) > 1, list[Record]()
+        for item, output in zip(items, outputs):
+            hypothesis = labels.decode(output)
+            for name in self.metrics:
+                count = METRICS[name].count
+                assert count is not None, f"{name} does not compare texts"
+                tally = count(item.target, hypothesis)
+                metric = name if several else ""
+                counts.append(Count(*item, hypothesis, *tally, metric=metric))
+        return counts
+
+    def score(self, records: Sequence[Record]) -> dict[str, float]:
+        """Metric -> per cent; with folds the unweighted mean over them."""
+        scores = {}
+        for name in self.metrics:
+            folds: dict[str, list[Record]] = {}
+            for line in records:
+                if line.metric in ("", name):
+                    folds.setdefault(line.fold, []).append(line)
+            each = [METRICS[name].score(fold) for fold in folds.values()]
+            scores[name] = sum(each) / len(each)
+        return scores
 
 
 # A corpus turns a folder into Examples: read(root, target, **options). `target` says which of its
@@ -92,8 +173,16 @@ class Task:
 Reader = Callable[..., list[Example]]
 CORPORA: Registry[Reader] = Registry("corpus")
 
+METRICS: Registry[Metric] = Registry("metric")
+METRICS.add("wer", "downstream.tasks.metrics:WER", "word error rate")
+METRICS.add("cer", "downstream.tasks.metrics:CER", "character error rate")
+METRICS.add("per", "downstream.tasks.metrics:PER", "phone error rate")
+METRICS.add("accuracy", "downstream.tasks.metrics:ACCURACY", "share of right labels")
+METRICS.add("eer", "downstream.tasks.metrics:EER", "equal error rate of trials")
+
 TASKS: Registry[Task] = Registry("task")
 TASKS.add("asr", "downstream.tasks.asr:TASK", "speech recognition: characters, CTC, WER")
+TASKS.add("asr_ted", "downstream.tasks.asr:TED", "the same as Speech-FT fine-tunes it: CER")
 TASKS.add("pr", "downstream.tasks.pr:TASK", "phoneme recognition: phones, CTC, PER")
 TASKS.add("sid", "downstream.tasks.sid:TASK", "speaker identification: one label, accuracy")
 TASKS.add("er", "downstream.tasks.er:TASK", "emotion recognition: one label, accuracy, folds")

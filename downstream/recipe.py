@@ -5,35 +5,46 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import downstream.corpora  # noqa: F401 - registers the readers
 from downstream.base import CORPORA, TASKS, Example, Task
-from downstream.tasks.heads import HEADS
+from downstream.tasks.heads import Head, constructor
 from downstream.tasks.lexicon import to_phones
 from upstream.common import PROJECT
 from upstream.common.errors import UserError, near_miss
 from upstream.common.registry import Registry
-from upstream.common.schema import bind, build, expand, read_value, read_yaml
+from upstream.common.schema import (
+    Amount,
+    Bound,
+    Natural,
+    Positive,
+    bind,
+    build,
+    expand,
+    read_value,
+    read_yaml,
+)
 
 T = TypeVar("T")
 RECIPES = PROJECT / "recipes"
+Rate = Annotated[float, Bound(0, 100, open_low=True, open_high=True)]  # a learning rate
 
 
 @dataclass(frozen=True)
 class Train:
     """How the heads are trained (s3prl's `config.runner` and `optimizer`)."""
 
-    steps: int
-    batch: int
-    lr: list[float]  # every one is trained; the best on dev is tested
-    eval_every: int
-    accumulate: int = 1
-    clip: float = 1.0
-    seeds: int = 1
+    steps: Positive
+    batch: Positive
+    lr: list[Rate]  # every one is trained; the best on dev is tested
+    eval_every: Positive
+    accumulate: Positive = 1
+    clip: Amount = 1.0
+    seeds: Positive = 1
     optimizer: Literal["Adam", "AdamW"] = "Adam"
     specaug: bool = False
 
@@ -42,12 +53,13 @@ class Train:
 class Crop:
     """Training crops of long utterances: `per_utterance` windows at random places fixed by `seed`.
 
-    s3prl draws a new 8-second window each time (SID); a fixed set can be extracted once.
+    An epoch sees one of them, each epoch the next. s3prl draws a new 8-second window each time
+    (SID); a fixed set can be extracted once.
     """
 
-    seconds: float
-    per_utterance: int = 4
-    seed: int = 0
+    seconds: Amount
+    per_utterance: Positive = 4
+    seed: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Recipe:
     task: str
     corpus: dict[str, Any]
     train: Train
-    head: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)  # `name`: another head than the task's
     tokens: Literal["superb", "train"] = "train"
     lexicon: list[str] = field(default_factory=list)
     folds: bool = False
@@ -77,10 +89,24 @@ class Recipe:
             data.pop(key)
         data["train"].pop("seeds")
         data["corpus"].pop("root", None)
+        code, colon, _ = str(self.head.get("name", "")).rpartition(":")
+        if colon:
+            data["head"]["code"] = (Path(self.path).parent / code).read_text()
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
     def kind_of_task(self) -> Task:
         return TASKS[self.task]
+
+    def head_constructor(
+        self, options: Mapping[str, Any] | None = None, where: str = ""
+    ) -> Callable[[int, int, int], Head]:
+        """What makes the task's head from (layers, dim, classes), with `options` or its own.
+
+        A head's file lies beside this recipe. Raises UserError naming `where`.
+        """
+        options = self.head if options is None else options
+        folder, where = Path(self.path).parent, where or f"{self.path}: head"
+        return constructor(options, self.kind_of_task().head, folder, where)
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for score.json."""
@@ -98,12 +124,11 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         raise UserError(f"{path}: corpus: missing key 'name'; one of {', '.join(CORPORA)}")
     reader = _named(CORPORA, recipe.corpus["name"], f"{path}: corpus")
     bind(reader, corpus, f"{path}: corpus")
-    bind(HEADS[task.head], recipe.head, f"{path}: head", given=("layers", "dim", "classes"))
-    for key in ("steps", "batch", "eval_every", "accumulate", "seeds"):
-        if getattr(recipe.train, key) < 1:
-            raise UserError(f"{path}: train: {key} must be at least 1")
-    if not recipe.train.lr or any(not 0 < lr < 100 for lr in recipe.train.lr):
-        raise UserError(f"{path}: train: lr must be a list of positive numbers")
+    if task.head or recipe.head:
+        recipe.head_constructor()
+    rates = recipe.train.lr
+    if not rates or len(set(rates)) < len(rates):
+        raise UserError(f"{path}: train: lr: must be a list of different numbers, at least one")
     return recipe
 
 
@@ -151,10 +176,10 @@ def suite_folder(name: str) -> Path:
 def suite(name: str) -> dict[str, Path]:
     """Task recipes of a suite: task name -> file."""
     folder = suite_folder(name)
-    found = _tasks(folder)
-    if not found:
+    recipes = _tasks(folder)
+    if not recipes:
         raise UserError(f"suite {folder}: holds no task recipe (a YAML file with kind: task)")
-    return found
+    return recipes
 
 
 def _tasks(folder: Path) -> dict[str, Path]:
@@ -164,10 +189,10 @@ def _tasks(folder: Path) -> dict[str, Path]:
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:
     """`["train.steps=500"]` as a mapping with YAML values. Raises UserError."""
-    found = {}
+    values = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise UserError(f"--set {item}: must be KEY=VALUE, for example train.steps=500")
-        found[key] = read_value(value, f"--set {item}")
-    return found
+        values[key] = read_value(value, f"--set {item}")
+    return values

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from downstream.base import METRICS
 from downstream.report import results
 from downstream.run import execute, schedule
-from downstream.run.cell import Identity, Prepared, cell
+from downstream.run.cell import Identity, cell
+from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions
-from downstream.tasks.metrics import METRICS
 from upstream.base import Upstream
 from upstream.common import disk
 from upstream.common.errors import UserError

@@ -16,7 +16,7 @@ from pathlib import Path
 import upstream
 from downstream import recipe as task_recipes
 from downstream.recipe import RECIPES
-from downstream.run.cell import Prepared, prepare
+from downstream.run.prepare import Prepared, prepare
 from merging import choose as choosing
 from merging.choose import Choice
 from merging.recipe import (

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from downstream.run.cell import Prepared
 from downstream.run.estimate import Unbuilt
+from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions
 from merging import choose as choosing
 from merging.choose import BASE, Choice, Dev
@@ -127,7 +127,7 @@ def _choose(
     """Score what the recipe of `request` has to choose from, and choose."""
     choose = plan.choose
     assert choose is not None
-    metrics = {task.recipe.name: task.recipe.kind_of_task().metric for task in tasks}
+    metrics = {task.recipe.name: task.recipe.kind_of_task().metrics[0] for task in tasks}
 
     def score(candidates: Sequence[str]) -> Dev:
         words = {each: f":{choose.what}={each}" for each in candidates}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Literal, NamedTuple
 
+from downstream.base import METRICS
 from downstream.report.groups import (
     Labels,
     TaskVersion,
@@ -18,7 +19,6 @@ from downstream.report.groups import (
 )  # fmt: skip
 from downstream.report.results import Result
 from downstream.report.statistics import PREDICTED, estimate, holm, paired, stacked
-from downstream.tasks.metrics import METRICS
 from upstream.common.errors import UserError
 
 SIGNIFICANT = 0.05

@@ -6,8 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+from downstream.base import METRICS
 from downstream.report.compare import SIGNIFICANT, Row
-from downstream.tasks.metrics import METRICS
 
 
 def heading(row: Row) -> str:

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from downstream.base import Count, Record, Trial
+from downstream.base import Direction, Record, record
 from downstream.report.statistics import Sample, Summary, summarise
-from downstream.tasks.metrics import Direction
 from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError
 
@@ -73,6 +72,7 @@ class Score:
     source: str = ""  # where the upstream's weights came from
     warnings: list[str] = field(default_factory=list)
     features: str = ""  # kind and precision of what the head was trained on
+    clusters: str = ""  # 12 hex digits over who speaks which utterance
     seen: int = 0  # test utterances whose audio and labels the upstream was fine-tuned on
 
 
@@ -90,7 +90,7 @@ class Result:
         path = self.folder / "predictions.jsonl"
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
-            return [_record(json.loads(line)) for line in lines if line]
+            return [record(json.loads(line)) for line in lines if line]
         except SPOILT as error:
             raise _spoilt(path, error, f"delete the folder {self.folder}") from None
 
@@ -204,10 +204,6 @@ def read_cell(path: Path) -> Result:
         return Result(cell, score, path.parent)
     except SPOILT as error:
         raise _spoilt(path, error, "delete it") from None
-
-
-def _record(fields: dict[str, Any]) -> Record:
-    return Count(**fields) if "errors" in fields else Trial(**fields)
 
 
 def _stamp(folder: Path) -> list[int]:

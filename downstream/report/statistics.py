@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from downstream.base import Count, Record
-from downstream.tasks.metrics import METRICS
+from downstream.base import METRICS, Count, Record
 from upstream.common.errors import UserError
 
 Array: TypeAlias = NDArray[np.float64]
@@ -169,11 +168,13 @@ def _sample(metric: str, records: Sequence[Record], clusters: Sequence[str]) -> 
     Ratios of sums have a closed form; whatever else is counted again without the cluster. With
     folds, which are the clusters, the score is their unweighted mean.
     """
+    score = METRICS[metric].score
+    score = METRICS[metric].score
     parts: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         parts[record.cluster].append(record)
     if records[0].fold:
-        alone = np.array([_score(metric, parts[cluster]) for cluster in clusters])
+        alone = np.array([score(parts[cluster]) for cluster in clusters])
         whole, without = float(alone.mean()), _rest(alone) / (len(alone) - 1 or math.nan)
     elif counts := [r for r in records if isinstance(r, Count)]:
         sums = {cluster: [0.0, 0.0] for cluster in clusters}
@@ -182,24 +183,15 @@ def _sample(metric: str, records: Sequence[Record], clusters: Sequence[str]) -> 
             sums[count.cluster][1] += count.total
         errors, total = np.array([*sums.values()]).T
         rest = 100 * _rest(errors) / np.where(_rest(total) > 0, _rest(total), math.nan)
-        whole = _score(metric, records)
+        whole = score(records)
         without = rest if METRICS[metric].better == "lower" else 100 - rest
     else:
-        whole = _score(metric, records)
+        whole = score(records)
         parted = ([r for r in records if r.cluster != cluster] for cluster in clusters)
-        without = np.array([_score(metric, part) for part in parted])
+        without = np.array([score(part) for part in parted])
     return Sample(np.array([whole]), without[:, None])
 
 
 def _rest(parts: Array) -> Array:
     """Of each part, the sum of all others."""
     return parts.sum() - parts
-
-
-def _score(metric: str, records: Sequence[Record]) -> float:
-    counts = [r for r in records if isinstance(r, Count)]
-    total = sum(r.total for r in counts)
-    if total <= 0:
-        raise UserError("all references are empty; check the labels of the test set")
-    rate = 100 * sum(r.errors for r in counts) / total
-    return rate if METRICS[metric].better == "lower" else 100 - rate

@@ -1,53 +1,20 @@
-"""From an upstream and a recipe to finished cells: extract once, then train and test heads."""
+"""One cell: heads of one upstream, recipe and seed are trained, selected and tested."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-from downstream.base import Count, Example, Labels
-from downstream.recipe import Recipe, examples
+from downstream.base import Record
+from downstream.recipe import Recipe
 from downstream.report.results import Cell, Score, finished, provenance, read_cell, save
+from downstream.run.prepare import Prepared
 from downstream.run.train import Data, fit, predict
-from downstream.tasks import er
-from downstream.tasks.metrics import METRICS, score
-from upstream.common.errors import UserError
-from upstream.features import clips as audiofiles
-from upstream.features.clips import Clip
-from upstream.features.extract import Features, Kind
+from upstream.features.extract import Features
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe with its corpus read: what to extract, and which indices train, select and test."""
-
-    recipe: Recipe
-    ids: list[str]
-    speakers: list[str]
-    targets: list[str]
-    clips: list[Clip]
-    splits: dict[str, dict[str, list[int]]]  # fold ("" if there are none) -> train, dev, test
-    content: str  # hash of targets, splits and audio
-
-    @property
-    def revision(self) -> str:
-        """12 hex digits over all that can change a score."""
-        return hashlib.sha256((self.recipe.hash + self.content).encode()).hexdigest()[:12]
-
-    @property
-    def kind(self) -> Kind:
-        """What the head needs of every utterance."""
-        return "mean" if self.recipe.kind_of_task().reduce == "mean" else self.recipe.frames
-
-    @property
-    def seconds(self) -> float:
-        """Audio that one pass takes."""
-        return sum(clip.seconds for clip in self.clips)
+FEATURES = {"mean": "float32 means"}  # what Score.features calls a kind; else "<kind> frames"
 
 
 class Identity(NamedTuple):
@@ -56,74 +23,6 @@ class Identity(NamedTuple):
     name: str
     fingerprint: str
     source: str
-
-
-def prepare(recipe: Recipe, results: Path) -> Prepared:
-    """Read the recipe's corpus and fix splits and crops. Raises UserError for an unusable one."""
-    items = examples(recipe, results)
-    if recipe.folds:
-        splits = er.folds(items)
-    else:
-        parts = ("train", "dev", "test")
-        splits = {"": {p: [i for i, e in enumerate(items) if e.split == p] for p in parts}}
-    for fold, split in splits.items():
-        for part, indices in split.items():
-            if not indices:
-                where = f"fold {fold}: " if fold else ""
-                raise UserError(f"{recipe.path}: corpus: {where}no utterances in split {part!r}")
-    clips = audiofiles.clips(
-        [(e.path, e.start, e.end) for e in items], results / "cache" / audiofiles.INDEX
-    )
-    if recipe.crop:
-        items, clips, splits = _cropped(recipe, items, clips, splits)
-    digest = hashlib.sha256()
-    for e, clip in zip(items, clips):
-        digest.update(f"{e.id} {e.target} {e.split} {clip.key}\n".encode())
-    return Prepared(
-        recipe=recipe,
-        ids=[e.id for e in items],
-        speakers=[e.speaker for e in items],
-        targets=[e.target for e in items],
-        clips=clips,
-        splits=splits,
-        content=digest.hexdigest(),
-    )
-
-
-def _cropped(
-    recipe: Recipe,
-    items: list[Example],
-    clips: list[Clip],
-    splits: dict[str, dict[str, list[int]]],
-) -> tuple[list[Example], list[Clip], dict[str, dict[str, list[int]]]]:
-    """Long training utterances are replaced by windows at places drawn from the crop's seed."""
-    crop = recipe.crop
-    assert crop is not None
-    generator = torch.Generator().manual_seed(crop.seed)
-    whole = {i for split in splits.values() for part in ("dev", "test") for i in split[part]}
-    training = {i for split in splits.values() for i in split["train"]}
-    found: list[tuple[Example, Clip]] = []  # whole utterances that no split uses are left out
-    windows: dict[int, list[int]] = {}  # index before -> indices of what it is trained on
-    places: dict[int, int] = {}  # index before -> index of the whole utterance
-    for i, (item, clip) in enumerate(zip(items, clips)):
-        long = i in training and clip.seconds > crop.seconds
-        if i in whole or not long:
-            places[i] = len(found)
-            windows[i] = [len(found)]
-            found.append((item, clip))
-        if long:
-            windows[i] = list(range(len(found), len(found) + crop.per_utterance))
-            for place in torch.rand(crop.per_utterance, generator=generator).tolist():
-                start = (item.start or 0.0) + place * (clip.seconds - crop.seconds)
-                found.append((item, clip.part(start, start + crop.seconds)))
-    splits = {
-        fold: {
-            "train": [j for i in split["train"] for j in windows[i]],
-            **{part: [places[i] for i in split[part]] for part in ("dev", "test")},
-        }
-        for fold, split in splits.items()
-    }
-    return [item for item, _ in found], [clip for _, clip in found], splits
 
 
 def cell(identity: Identity, prepared: Prepared, seed: int) -> Cell:
@@ -149,53 +48,49 @@ def run(
     begun = time.monotonic()
     recipe = prepared.recipe
     task = recipe.kind_of_task()
-    metric = METRICS[task.metric]
     folder = cell(identity, prepared, seed).folder(results)
-    predictions: list[Count] = []
-    scores: list[float] = []
+    records: list[Record] = []
     lr: dict[str, float] = {}
     dev: dict[str, dict[str, float]] = {}
     for fold, split in prepared.splits.items():
-        labels = task.labels(recipe.tokens, [prepared.targets[i] for i in split["train"]])
-        _require_known(prepared, labels, split)
-        data = Data(features, prepared.targets, labels)
-        what = f"{identity.name} {recipe.name}{fold and ' ' + fold} seed {seed}"
-        state = folder / f"state{fold and '-' + fold}.pt"
-        fitted = fit(recipe, data, split, seed=seed, device=device, state=state, what=what)
-        errors = total = 0.0
-        for i, hypothesis in zip(split["test"], predict(fitted.head, data, split["test"])):
-            count = metric.count(prepared.targets[i], hypothesis)
-            errors, total = errors + count.errors, total + count.total
-            who = (prepared.ids[i], prepared.speakers[i])
-            predictions.append(Count(*who, prepared.targets[i], hypothesis, *count, fold))
-        scores.append(score(metric, errors, total))
-        lr[fold], dev[fold] = fitted.lr, fitted.dev
-    mean = sum(scores) / len(scores)
-    notes = [] if error is None else [_eight_bit(identity, prepared, seed, results, error, mean)]
+        data = Data(features, prepared.items, prepared.labels(fold), prepared.windows)
+        head = None
+        if task.head:
+            what = f"{identity.name} {recipe.name}{fold and ' ' + fold} seed {seed}"
+            state = folder / f"state{fold and '-' + fold}.pt"
+            fitted = fit(recipe, data, split, seed=seed, device=device, state=state, what=what)
+            head, lr[fold], dev[fold] = fitted.head, fitted.lr, fitted.dev
+        outputs = predict(head, data, split["test"])
+        tested = task.records([prepared.items[i] for i in split["test"]], outputs, data.labels)
+        records += [record._replace(fold=fold) for record in tested]
+    score = task.score(records)[task.metrics[0]]
+    notes = [] if error is None else [_eight_bit(identity, prepared, seed, results, error, score)]
     result = Score(
-        metric=task.metric,
-        better=metric.better,
-        score=mean,
+        metric=task.metrics[0],
+        better=task.metric.better,
+        score=score,
         lr=lr,
         dev=dev,
-        n=len(predictions),
-        speakers=len({p.speaker for p in predictions}),
+        n=len(records),
+        speakers=len({record.speaker for record in records}),
         steps=recipe.train.steps,
         seconds=time.monotonic() - begun,
         device=device,
         recipe=recipe.as_dict(),
         source=identity.source,
-        warnings=notes + _warnings(recipe, lr),
+        features=FEATURES.get(prepared.kind, f"{prepared.kind} frames"),
+        clusters=prepared.clusters,
+        warnings=notes + _warnings(recipe, lr) + prepared.warnings,
         **provenance(),
     )
-    save(results, cell(identity, prepared, seed), result, predictions)
+    save(results, cell(identity, prepared, seed), result, records)
     for state in folder.glob("state*.pt"):
         state.unlink()
     return result
 
 
 def _eight_bit(
-    identity: Identity, prepared: Prepared, seed: int, results: Path, error: float, mean: float
+    identity: Identity, prepared: Prepared, seed: int, results: Path, error: float, score: float
 ) -> str:
     """What 8-bit frames cost: in the features, and in the score if there is one to compare with."""
     recipe = replace(prepared.recipe, frames="float16")
@@ -204,7 +99,7 @@ def _eight_bit(
     if not (folder / "score.json").is_file():
         return f"{line}; no score with float16 frames to compare with"
     other = read_cell(folder / "score.json").score.score
-    return f"{line}; score {mean - other:+.2f} against float16 frames ({other:.2f})"
+    return f"{line}; score {score - other:+.2f} against float16 frames ({other:.2f})"
 
 
 def _warnings(recipe: Recipe, lr: dict[str, float]) -> list[str]:
@@ -218,16 +113,15 @@ def _warnings(recipe: Recipe, lr: dict[str, float]) -> list[str]:
     ]
 
 
-def _require_known(prepared: Prepared, labels: Labels, split: dict[str, list[int]]) -> None:
-    """A target that the labels cannot express is an error before any training."""
-    for part in ("train", "dev", "test"):
-        for i in split[part]:
-            try:
-                labels.encode(prepared.targets[i])
-            except UserError as error:
-                raise UserError(f"{prepared.recipe.path}: {prepared.ids[i]}: {error}") from error
-
-
 def missing(identity: Identity, prepared: Prepared, seeds: int, results: Path) -> list[int]:
-    """Seeds whose cell is not finished."""
-    return [s for s in range(seeds) if not finished(results, cell(identity, prepared, s))]
+    """Seeds whose cell is not done."""
+    cells = [cell(identity, prepared, seed) for seed in range(seeds)]
+    return [each.seed for each in cells if not done(each, prepared, results)]
+
+
+def done(wanted: Cell, prepared: Prepared, results: Path) -> bool:
+    """Whether the cell is finished and names the speakers that the corpus names today."""
+    if not finished(results, wanted):
+        return False
+    clusters = read_cell(wanted.folder(results) / "score.json").score.clusters
+    return clusters in ("", prepared.clusters)  # "": from before they were recorded

@@ -22,10 +22,9 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from downstream.report.results import finished
+from downstream.base import METRICS
 from downstream.run import cell as cells
 from downstream.run.schedule import CellJob, Pass, Request, RunOptions, Work
-from downstream.tasks.metrics import METRICS
 from upstream.base import Upstream
 from upstream.common import disk
 from upstream.common.errors import UserError
@@ -95,7 +94,7 @@ def compute(job: CellJob, options: RunOptions) -> Line:
     with disk.lease(cell.folder(options.results), wait=False) as ours:
         if not ours:
             return None
-        if finished(options.results, cell):
+        if cells.done(cell, prepared, options.results):
             return f"{name}: done by another process"
         kept: Features
         if store.missing(fingerprint, prepared.kind, prepared.clips):

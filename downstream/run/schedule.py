@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from downstream.run import cell as cells
-from downstream.run.cell import Identity, Prepared
+from downstream.run.cell import Identity
+from downstream.run.prepare import Prepared
 from upstream import load
 from upstream.base import Upstream
 from upstream.common.disk import free_bytes

@@ -6,21 +6,20 @@ features come from `upstream.features.extract` and every head sees the same batc
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from downstream.base import Labels, Task
+from downstream.base import Item, Labels, Metric, Task
 from downstream.recipe import Recipe, Train
 from downstream.run.adam import WEIGHT_DECAY, Adam
-from downstream.tasks.heads import HEADS, Head
-from downstream.tasks.metrics import METRICS, Metric, score
+from downstream.tasks.heads import Head
 from downstream.tasks.specaug import specaug
+from upstream.common import disk
 from upstream.common.progress import progress
 from upstream.features.codec import Features
 
@@ -33,8 +32,15 @@ class Data(NamedTuple):
     """Features and targets of the same utterances."""
 
     features: Features
-    targets: list[str]
+    items: Sequence[Item]
     labels: Labels
+    windows: Mapping[int, Sequence[int]] = {}  # utterance -> its crops, for training
+
+
+def dev_score(task: Task, data: Data, indices: Sequence[int], outputs: Sequence[Any]) -> float:
+    """The selecting metric over `indices` in per cent."""
+    records = task.records([data.items[i] for i in indices], outputs, data.labels)
+    return task.score(records)[task.metrics[0]]
 
 
 class Batch(NamedTuple):
@@ -56,13 +62,22 @@ class Fitted(NamedTuple):
 class Stream:
     """Training batches as a pure function of (seed, number), so that a resumed run sees the same.
 
+    An epoch has every utterance once; of one in `windows`, a crop, and in the next epoch the next.
     Frames come in batches of similar length (no padding waste, as s3prl's sorted buckets), time
     means in random batches.
     """
 
-    def __init__(self, indices: Sequence[int], lens: Tensor, batch: int, seed: int, sort: bool):
+    def __init__(
+        self,
+        indices: Sequence[int],
+        lens: Tensor,
+        batch: int,
+        seed: int,
+        sort: bool,
+        windows: Mapping[int, Sequence[int]] = {},
+    ) -> None:
         self.indices = sorted(indices, key=lambda i: (-int(lens[i]), i)) if sort else list(indices)
-        self.batch, self.seed, self.sort = batch, seed, sort
+        self.batch, self.seed, self.sort, self.windows = batch, seed, sort, windows
         self.per_epoch = -(-len(self.indices) // batch)
         self.epoch = -1
         self.order: list[int] = []
@@ -71,34 +86,42 @@ class Stream:
         epoch, position = divmod(number, self.per_epoch)
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            items = self.per_epoch if self.sort else len(self.indices)
-            self.order = torch.randperm(items, generator=generator).tolist()
+            size = self.per_epoch if self.sort else len(self.indices)
+            self.order = torch.randperm(size, generator=generator).tolist()
             self.epoch = epoch
         if self.sort:
             first = self.order[position] * self.batch
-            return self.indices[first : first + self.batch]
-        chosen = self.order[position * self.batch : (position + 1) * self.batch]
-        return [self.indices[i] for i in chosen]
+            chosen = self.indices[first : first + self.batch]
+        else:
+            places = self.order[position * self.batch : (position + 1) * self.batch]
+            chosen = [self.indices[place] for place in places]
+        crops = [self.windows.get(i, [i]) for i in chosen]
+        return [crop[(self.seed + epoch) % len(crop)] for crop in crops]
 
 
-def predict(head: Head, data: Data, indices: Sequence[int]) -> list[str]:
-    """Hypotheses for `indices`, in their order."""
-    return predictions([head], data, indices)[0]
+def predict(head: Head | None, data: Data, indices: Sequence[int]) -> list[Any]:
+    """What a head makes of `indices`, in their order; without one, their features.
+
+    These are [L, D] means or [L, T, D] frames.
+    """
+    if head is not None:
+        return predictions([head], data, indices)[0]
+    x, lens = zip(*(data.features.batch([i]) for i in indices))
+    return [item[:, 0, :n] if item.dim() == 4 else item[:, 0] for item, n in zip(x, lens)]
 
 
-def predictions(heads: Sequence[Head], data: Data, indices: Sequence[int]) -> list[list[str]]:
-    """Hypotheses of every head for `indices`, in their order; features are read once for all."""
+def predictions(heads: Sequence[Head], data: Data, indices: Sequence[int]) -> list[list[Any]]:
+    """What every head makes of `indices`, in their order; features are read once for all."""
     features, device = data.features, heads[0].layer_weights.device
-    found: list[dict[int, str]] = [{} for _ in heads]
+    outputs: list[dict[int, Any]] = [{} for _ in heads]
     for head in heads:
         head.eval()
     with torch.inference_mode():
         for chosen in _by_length(indices, features):
             x, lens = (t.to(device).contiguous() for t in features.batch(chosen))
-            for head, known in zip(heads, found):
-                ids = head.predict(head(x, lens), lens)
-                known.update(zip(chosen, map(data.labels.decode, ids)))
-    return [[known[i] for i in indices] for known in found]
+            for head, known in zip(heads, outputs):
+                known.update(zip(chosen, head.predict(head(x, lens), lens)))
+    return [[known[i] for i in indices] for known in outputs]
 
 
 def _by_length(indices: Sequence[int], features: Features) -> list[list[int]]:
@@ -112,12 +135,6 @@ def _by_length(indices: Sequence[int], features: Features) -> list[list[int]]:
             batches.append([])
         batches[-1].append(i)
     return batches
-
-
-def rate(metric: Metric, data: Data, indices: Sequence[int], hypotheses: Sequence[str]) -> float:
-    """The metric over `indices` in per cent."""
-    counts = [metric.count(data.targets[i], h) for i, h in zip(indices, hypotheses)]
-    return score(metric, sum(c.errors for c in counts), sum(c.total for c in counts))
 
 
 def fit(
@@ -136,15 +153,19 @@ def fit(
     numbers depend on (seed, step) alone, so a run resumed from `state` repeats an unbroken one.
     """
     task, train = recipe.kind_of_task(), recipe.train
-    metric = METRICS[task.metric]
+    construct = recipe.head_constructor()
     torch.manual_seed(seed)
     shape = (data.features.layers, data.features.dim, data.labels.size)
-    first = HEADS[task.head](*shape, **recipe.head)
-    runs = [_Run(train, lr, first, shape, task, recipe.head, device) for lr in train.lr]
-    encoded = {i: data.labels.encode(data.targets[i]) for i in split["train"]}
-    stream = Stream(
-        split["train"], data.features.lens, train.batch, seed, sort=task.reduce == "frames"
-    )
+    first = construct(*shape)
+    runs = []
+    for lr in train.lr:
+        head = construct(*shape)
+        head.load_state_dict(first.state_dict())
+        runs.append(_Run(train, lr, head.to(device)))
+    crops = [j for i in split["train"] for j in data.windows.get(i, [i])]
+    encoded = {j: data.labels.encode(data.items[j].target) for j in crops}
+    frames = task.features == "frames"
+    stream = Stream(split["train"], data.features.lens, train.batch, seed, frames, data.windows)
     begun = _restore(state, runs)
     saved = time.monotonic()
     for step in progress(range(begun, train.steps), what, train.steps, begun):
@@ -156,12 +177,12 @@ def fit(
         for run in runs:
             run.update()
         if (step + 1) % train.eval_every == 0 or step + 1 == train.steps:
-            _select(runs, data, split["dev"], metric)
+            _select(runs, task, data, split["dev"])
             last = step + 1 == train.steps  # of this fold, perhaps
             if state and (last or time.monotonic() - saved > SAVE_SECONDS):
                 _save(state, runs, step + 1)
                 saved = time.monotonic()
-    sign = 1 if metric.better == "higher" else -1
+    sign = 1 if task.metric.better == "higher" else -1
     best = max(runs, key=lambda run: sign * run.best)
     best.head.load_state_dict(best.weights)
     return Fitted(best.head, best.lr, {f"{run.lr:g}": run.best for run in runs})
@@ -184,20 +205,9 @@ def _seed(number: int, device: torch.device | str) -> None:
 class _Run:
     """One head, its optimizer, and its best weights so far."""
 
-    def __init__(
-        self,
-        train: Train,
-        lr: float,
-        first: Head,
-        shape: tuple[int, int, int],
-        task: Task,
-        options: dict[str, Any],
-        device: torch.device | str,
-    ) -> None:
-        self.lr, self.train = lr, train
-        self.head = HEADS[task.head](*shape, **options).to(device)
-        self.head.load_state_dict(first.state_dict())
-        self.parameters = [p for p in self.head.parameters() if p.requires_grad]
+    def __init__(self, train: Train, lr: float, head: Head) -> None:
+        self.train, self.lr, self.head = train, lr, head
+        self.parameters = [p for p in head.parameters() if p.requires_grad]
         self.optimizer = Adam(self.parameters, lr, WEIGHT_DECAY[train.optimizer])
         self.best = float("nan")
         self.weights = self.copy()
@@ -229,10 +239,10 @@ class _Run:
             self.best, self.weights = dev, self.copy()
 
 
-def _select(runs: list[_Run], data: Data, dev: list[int], metric: Metric) -> None:
+def _select(runs: list[_Run], task: Task, data: Data, dev: list[int]) -> None:
     """Score every head on dev, so that each may keep its best weights."""
-    for run, hypotheses in zip(runs, predictions([run.head for run in runs], data, dev)):
-        run.keep(rate(metric, data, dev, hypotheses), metric)
+    for run, outputs in zip(runs, predictions([run.head for run in runs], data, dev)):
+        run.keep(dev_score(task, data, dev, outputs), task.metric)
 
 
 def _save(path: Path, runs: list[_Run], step: int) -> None:
@@ -248,15 +258,8 @@ def _save(path: Path, runs: list[_Run], step: int) -> None:
             for run in runs
         ],
     }
-    save_state(path, content)
-
-
-def save_state(path: Path, content: Any) -> None:
-    """torch.save that leaves the old file or the new one, never half of either."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with disk.whole(path) as part:
+        torch.save(content, part)
 
 
 def _restore(path: Path | None, runs: list[_Run]) -> int:

@@ -1,12 +1,17 @@
 """ASR as SUPERB does it: characters, two BiLSTM layers, CTC, WER without a language model.
 
 Source: s3prl downstream/asr. 32 classes: four specials (blank `<s>` is 0) and 28 characters in the
-order of fairseq's dictionary; words end with `|`, the target ends with `</s>`.
+order of fairseq's dictionary; words end with `|`, the target ends with `</s>`. `TED` is the task
+that Speech-FT fine-tunes on (its asr_ted): no `|` after the last word, no `</s>`, and the best
+checkpoint has the lowest *character* error rate on dev.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from downstream.base import Labels, Task
 from downstream.tasks.labels import Tokens
@@ -15,9 +20,14 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 CHARACTERS = tuple("|ETAONIHSRDLUMCWFGYPBVK'XJQZ")
 
 
-def split(text: str) -> list[str]:
-    """`"A CAT"` -> A | C A T | (upper case, a separator after every word)."""
-    return [c for word in text.upper().split() for c in (*word, "|")]
+def normalised(text: str) -> str:
+    """Upper case, and one code point for an accented letter however it was typed."""
+    return unicodedata.normalize("NFC", text.upper())
+
+
+def split(text: str, ended: bool = True) -> list[str]:
+    """`"A CAT"` -> A | C A T |, the last separator only if `ended`."""
+    return list("|".join([*text.split(), ""] if ended else text.split()))
 
 
 def join(tokens: Sequence[str]) -> str:
@@ -25,11 +35,12 @@ def join(tokens: Sequence[str]) -> str:
     return " ".join("".join(tokens).replace("|", " ").split())
 
 
-def labels(tokens: str, targets: Sequence[str]) -> Labels:
+def labels(tokens: str, targets: Sequence[str], ended: bool = True) -> Labels:
     """SUPERB's 32 tokens, or the characters of the training text for another language."""
-    found = CHARACTERS if tokens == "superb" else sorted({c for t in targets for c in split(t)})
-    specials = frozenset({"<s>", "<pad>", "</s>"})
-    return Tokens((*SPECIALS, *found), specials, "</s>", split, join)
+    known = CHARACTERS if tokens == "superb" else sorted({"|"}.union(*map(split, targets)))
+    eos = "</s>" if ended else ""
+    return Tokens((*SPECIALS, *known), frozenset(SPECIALS), partial(split, ended=ended), join, eos)
 
 
-TASK = Task(name="asr", head="recurrent_ctc", metric="wer", reduce="frames", labels=labels)
+TASK = Task("asr", "frames", "recurrent_ctc", ("wer",), labels, normalised)
+TED = replace(TASK, name="asr_ted", metrics=("cer",), labels=partial(labels, ended=False))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upstream.base import valid
+from upstream.common.errors import UserError, near_miss
 from upstream.common.registry import Registry
+from upstream.common.schema import Bound, Dropout, bind
 
 HEADS: Registry[Callable[..., Head]] = Registry("head")
+Width = Annotated[int, Bound(1, 2**16)]  # of a layer
+Depth = Annotated[int, Bound(1, 64)]  # layers
 
 
 class Head(nn.Module):
@@ -36,16 +44,55 @@ class Head(nn.Module):
         return self.body(self.weighted_sum(x), lens)
 
     def body(self, features: Tensor, lens: Tensor) -> Tensor:
-        """Logits from weighted features."""
+        """Logits from weighted features [B, T, D] (or [B, D])."""
         raise NotImplementedError
 
     def loss(self, logits: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
         """Scalar training loss; targets are class indices per utterance."""
         raise NotImplementedError
 
-    def predict(self, logits: Tensor, lens: Tensor) -> list[list[int]]:
-        """Class indices per utterance."""
+    def predict(self, logits: Tensor, lens: Tensor) -> list[Any]:
+        """Class indices per utterance, or whatever else the task makes its records from."""
         raise NotImplementedError
+
+
+def constructor(
+    options: Mapping[str, Any], usual: str | None, folder: Path, where: str
+) -> Callable[[int, int, int], Head]:
+    """What makes the head from (layers, dim, classes), its `options` checked and filled in.
+
+    It is the `usual` one unless the option `name` asks for another: a name in HEADS, or
+    `file.py:Class` with a path relative to `folder`. Raises UserError naming `where`.
+    """
+    name = options.get("name", usual)
+    if not isinstance(name, str):
+        raise UserError(f"{where}: name: must be text; one of {', '.join(HEADS)}, or FILE.py:CLASS")
+    path, _, class_name = name.rpartition(":")
+    try:
+        head = _from_file(folder / path, class_name) if path.endswith(".py") else HEADS[name]
+    except UserError as error:
+        raise UserError(f"{where}: name: {error}") from error
+    others = {key: value for key, value in options.items() if key != "name"}
+    given = ("layers", "dim", "classes")
+    return functools.partial(head, **bind(head, others, where, given))
+
+
+@functools.cache
+def _from_file(path: Path, name: str) -> type[Head]:
+    """The class `name` of a user's file, which is run."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's code does
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    heads = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Head)}
+    if name not in heads:
+        raise UserError(f"{path} has no subclass of Head named {name!r}{near_miss(name, heads)}")
+    return heads[name]
 
 
 @HEADS.register("utterance", about="projection, mean over time, linear (SID, ER)")
@@ -56,7 +103,7 @@ class Utterance(Head):
     means themselves and returns the same logits.
     """
 
-    def __init__(self, layers: int, dim: int, classes: int, *, projector: int = 256) -> None:
+    def __init__(self, layers: int, dim: int, classes: int, *, projector: Width = 256) -> None:
         super().__init__(layers)
         self.projector = nn.Linear(dim, projector)
         self.linear = nn.Linear(projector, classes)
@@ -104,12 +151,13 @@ class CTC(Head):
 class FrameCTC(CTC):
     """Linear(D -> projector), Linear(projector -> classes) on every frame (FrameLevel in s3prl)."""
 
-    def __init__(self, layers: int, dim: int, classes: int, *, projector: int = 256) -> None:
+    def __init__(self, layers: int, dim: int, classes: int, *, projector: Width = 256) -> None:
         super().__init__(layers)
         self.projector = nn.Linear(dim, projector)
         self.linear = nn.Linear(projector, classes)
 
     def body(self, features: Tensor, lens: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, classes]."""
         # With no activation between them the two layers are one: multiplying the weights first is
         # the same function with the same gradients, and several times cheaper for many frames.
         weight = self.linear.weight @ self.projector.weight
@@ -132,10 +180,10 @@ class RecurrentCTC(CTC):
         dim: int,
         classes: int,
         *,
-        projector: int = 1024,
-        hidden: int = 1024,
-        depth: int = 2,
-        dropout: float = 0.2,
+        projector: Width = 1024,
+        hidden: Width = 1024,
+        depth: Depth = 2,
+        dropout: Dropout = 0.2,
     ) -> None:
         super().__init__(layers)
         self.projector = nn.Linear(dim, projector)
@@ -146,6 +194,7 @@ class RecurrentCTC(CTC):
         self.linear = nn.Linear(2 * hidden, classes)
 
     def body(self, features: Tensor, lens: Tensor) -> Tensor:
+        """[B, T, D] zero-padded -> [B, T, classes]."""
         x = self.projector(features)
         steps = torch.arange(x.shape[1], device=x.device)[None, :]
         # position t reads lens-1-t; padding stays where it is, behind the reversed utterance

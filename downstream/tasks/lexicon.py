@@ -58,33 +58,26 @@ def _entries(file: Path) -> dict[str, str]:
     return entries
 
 
-def phones(text: str, lexicons: Sequence[Path]) -> str:
-    """`text` as phones separated by spaces, without word boundaries. Raises UserError."""
-    return _transcribe([("the text", text)], lexicons)[0]
-
-
 def to_phones(examples: Sequence[Example], lexicons: Sequence[Path]) -> list[Example]:
-    """The examples with their transcripts replaced by phones.
+    """The examples with their transcripts replaced by phones, separated by spaces.
 
-    Raises one UserError for all the words that no lexicon has: how many, and the first five.
+    Word boundaries are not kept. Raises one UserError for all the words that no lexicon has: how
+    many, and the first five.
     """
-    targets = _transcribe([(example.id, example.target) for example in examples], lexicons)
-    return [example._replace(target=target) for example, target in zip(examples, targets)]
-
-
-def _transcribe(texts: Sequence[tuple[str, str]], lexicons: Sequence[Path]) -> list[str]:
-    """Phones for each (utterance id, text)."""
     lexicon = Lexicon(lexicons)
     missing: dict[str, str] = {}  # word -> the first utterance that has it
-    transcripts = []
-    for utterance, text in texts:
-        words = {word: lexicon(word) for word in text.split()}
-        missing.update({w: utterance for w, p in words.items() if p is None and w not in missing})
-        transcripts.append(" ".join(words[word] or "" for word in text.split()))
+    transcribed = []
+    for example in examples:
+        words = example.target.split()
+        sounds = [lexicon(word) for word in words]
+        for word, sound in zip(words, sounds):
+            if sound is None:
+                missing.setdefault(word, example.id)
+        transcribed.append(example._replace(target=" ".join(sound or "" for sound in sounds)))
     if missing:
         first = ", ".join(f"{word} ({utterance})" for word, utterance in list(missing.items())[:5])
         raise UserError(
             f"{len(missing)} words are in none of the lexicons ({', '.join(map(str, lexicons))}), "
             f"first {first}; list a file with lines like `HELLO HH AH0 L OW1` as one more lexicon"
         )
-    return transcripts
+    return transcribed

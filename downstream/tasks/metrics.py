@@ -1,43 +1,14 @@
-"""How errors are counted in one utterance, and how the counts become a score."""
+"""How errors are counted in one utterance, and what records amount to, in per cent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import editdistance
+import numpy as np
 
-from downstream.base import Tally
+from downstream.base import Count, Metric, Tally, Trial
 from upstream.common.errors import UserError
-from upstream.common.registry import Registry
-
-Direction = Literal["lower", "higher"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A ratio of sums over utterances, in per cent.
-
-    A metric for which higher is better counts errors all the same; only the displayed score is
-    turned round, so that one kind of statistics serves every metric.
-    """
-
-    name: str
-    label: str  # what a table prints
-    count: Callable[[str, str], Tally]  # (reference, hypothesis) of one utterance
-    better: Direction
-    unit: str = "%"
-
-    def improves(self, score: float, best: float) -> bool:
-        """Whether `score` is strictly better than `best`, or `best` is NaN: the first one."""
-        better = score > best if self.better == "higher" else score < best
-        return better or best != best
-
-    @property
-    def arrow(self) -> str:
-        """`↓` or `↑`: where better is."""
-        return "↓" if self.better == "lower" else "↑"
 
 
 def wer(reference: str, hypothesis: str) -> Tally:
@@ -64,22 +35,48 @@ def accuracy(reference: str, hypothesis: str) -> Tally:
     return Tally(float(reference != hypothesis), 1.0)
 
 
-def score(metric: Metric, errors: float, total: float) -> float:
-    """Summed errors and total to a score in per cent. Raises UserError if nothing was counted."""
+def error_rate(counts: Sequence[Count]) -> float:
+    """Summed errors over summed total. Raises UserError if nothing was counted."""
+    return 100 * _rate(counts)
+
+
+def success_rate(counts: Sequence[Count]) -> float:
+    """The rest to 100 per cent."""
+    return 100 * (1 - _rate(counts))
+
+
+def equal_error_rate(trials: Sequence[Trial]) -> float:
+    """Where as many impostors are accepted as targets refused, on the ROC curve's straight pieces.
+
+    The root of 1 - x - TPR(x), as s3prl's downstream/sv_voxceleb1 finds it. Raises UserError
+    unless there are trials of both labels.
+    """
+    scores, labels = np.array([(t.score, t.label) for t in trials], dtype=float).T
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are accepted together
+    hits, alarms = np.cumsum(labels[order])[last], np.cumsum(1 - labels[order])[last]
+    if not hits[-1] or not alarms[-1]:
+        raise UserError("EER needs trials of the same and of different speakers; check the labels")
+    tpr, fpr = np.append(0, hits / hits[-1]), np.append(0, alarms / alarms[-1])
+    gap = 1 - fpr - tpr  # falls from 1 to -1 along the curve
+    end = int(np.argmax(gap <= 0))
+    share = gap[end - 1] / (gap[end - 1] - gap[end])
+    return float(100 * (fpr[end - 1] + share * (fpr[end] - fpr[end - 1])))
+
+
+def _rate(counts: Sequence[Count]) -> float:
+    total = sum(count.total for count in counts)
     if total <= 0:
-        raise UserError(
-            f"{metric.label} of nothing: all references are empty; check the labels of the test set"
-        )
-    rate = errors / total
-    return 100 * (rate if metric.better == "lower" else 1 - rate)
+        raise UserError("nothing to score: all references are empty; check the labels of the test")
+    return sum(count.errors for count in counts) / total
 
 
 def _edits(reference: Sequence[str], hypothesis: Sequence[str]) -> Tally:
     return Tally(float(editdistance.eval(reference, hypothesis)), float(len(reference)))
 
 
-METRICS: Registry[Metric] = Registry("metric")
-METRICS.add("wer", Metric("wer", "WER", wer, "lower"), "word error rate")
-METRICS.add("cer", Metric("cer", "CER", cer, "lower"), "character error rate")
-METRICS.add("per", Metric("per", "PER", per, "lower"), "phone error rate")
-METRICS.add("accuracy", Metric("accuracy", "ACC", accuracy, "higher"), "share of right labels")
+WER = Metric("wer", "WER", "lower", error_rate, wer)
+CER = Metric("cer", "CER", "lower", error_rate, cer)
+PER = Metric("per", "PER", "lower", error_rate, per)
+ACCURACY = Metric("accuracy", "ACC", "higher", success_rate, accuracy)
+EER = Metric("eer", "EER", "lower", equal_error_rate)

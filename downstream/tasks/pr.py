@@ -18,11 +18,9 @@ SPECIALS = ("<pad>", "<eos>", "<unk>")
 def labels(tokens: str, targets: Sequence[str]) -> Labels:
     """SUPERB's 74 tokens, or the phones of the training targets for another phone set."""
     superb = tokens == "superb"
-    found = PHONES if superb else tuple(sorted({p for t in targets for p in t.split()}))
-    return Tokens(
-        (*SPECIALS, *found), frozenset({"<pad>", "<eos>"}), "<eos>", str.split, " ".join,
-        closed=superb,
-    )  # fmt: skip
+    known = PHONES if superb else sorted({phone for t in targets for phone in t.split()})
+    specials = frozenset({"<pad>", "<eos>"})
+    return Tokens((*SPECIALS, *known), specials, str.split, " ".join, "<eos>", closed=superb)
 
 
-TASK = Task(name="pr", head="frame_ctc", metric="per", reduce="frames", labels=labels)
+TASK = Task("pr", "frames", "frame_ctc", ("per",), labels)

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from downstream.run.cell import Prepared
+from downstream.base import Metric, Record
+from downstream.run.prepare import Prepared
 from downstream.run.train import Stream
-from downstream.tasks.heads import HEADS, Head
-from downstream.tasks.metrics import METRICS, Metric, score
+from downstream.tasks.heads import Head
 from downstream.tasks.specaug import specaug
 from merging.tuning.recipe import TuningRecipe
 from upstream import audio
@@ -55,18 +55,18 @@ class TaskObjective:
         if fold not in prepared.splits:
             raise UserError(f"fold {fold!r}: the corpus has {', '.join(prepared.splits) or 'none'}")
         split = prepared.splits[fold]
-        self.metric: Metric = METRICS[task.metric]
-        self.labels = task.labels(
-            prepared.recipe.tokens, [prepared.targets[i] for i in split["train"]]
-        )
+        self.task, self.metric, self.labels = task, task.metric, prepared.labels(fold)
         self.device = next(encoder.parameters()).device
         torch.manual_seed(recipe.seed)
-        make = HEADS[task.head]
-        self.head: Head = make(1, encoder.dim, self.labels.size, **recipe.head).to(self.device)
-        self.heard = frozenset(prepared.clips[i].key for i in (*split["train"], *split["dev"]))
+        make = prepared.recipe.head_constructor(recipe.head)
+        self.head: Head = make(1, encoder.dim, self.labels.size).to(self.device)
+        heard = prepared.audio([*split["train"], *split["dev"]])
+        self.heard = frozenset(clip.key for clip in heard)
         seconds = torch.tensor([clip.seconds for clip in prepared.clips])
         frames = (seconds * SAMPLE_RATE / encoder.stride).long()
-        self.stream = Stream(split["train"], frames, recipe.batch, recipe.seed, sort=True)
+        self.stream = Stream(
+            split["train"], frames, recipe.batch, recipe.seed, True, prepared.windows
+        )
         dev = sorted(split["dev"], key=lambda i: prepared.clips[i].seconds)
         self.dev_batches = [dev[i : i + recipe.batch] for i in range(0, len(dev), recipe.batch)]
         self.outputs = self._cnn_outputs(encoder, store)
@@ -82,13 +82,13 @@ class TaskObjective:
 
     def dev(self, encoder: Encoder) -> float:
         """The dev score in per cent."""
-        errors = total = 0.0
+        records: list[Record] = []
         for indices in self.dev_batches:
             x, lens = self._last_hidden(encoder, indices)
-            for i, ids in zip(indices, self.head.predict(self.head.body(x, lens), lens)):
-                count = self.metric.count(self.prepared.targets[i], self.labels.decode(ids))
-                errors, total = errors + count.errors, total + count.total
-        return score(self.metric, errors, total)
+            outputs = self.head.predict(self.head.body(x, lens), lens)
+            items = [self.prepared.items[i] for i in indices]
+            records += self.task.records(items, outputs, self.labels)
+        return self.task.score(records)[self.metric.name]
 
     def _last_hidden(self, encoder: Encoder, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """[B, T, D] and lens [B] in frames."""

@@ -14,8 +14,7 @@ from torch import Tensor
 
 import upstream
 from downstream import recipe as task_recipes
-from downstream.run.cell import Prepared, prepare
-from downstream.tasks.heads import HEADS
+from downstream.run.prepare import Prepared, prepare
 from merging.tuning.strategies import STRATEGIES
 from upstream.checkpoints.read import Checkpoint
 from upstream.common.errors import UserError, near_miss
@@ -25,7 +24,6 @@ from upstream.common.schema import (
     Natural,
     Positive,
     Share,
-    bind,
     build,
     read_yaml,
 )
@@ -99,8 +97,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Tunin
     if recipe.strategy not in STRATEGIES:
         hint = near_miss(recipe.strategy, STRATEGIES)
         raise UserError(f"{path}: unknown strategy {recipe.strategy!r}{hint}")
-    task = task_recipes.load(path.parent / recipe.task).kind_of_task()
-    bind(HEADS[task.head], recipe.head, f"{path}: head", given=("layers", "dim", "classes"))
+    task_recipes.load(path.parent / recipe.task).head_constructor(recipe.head, f"{path}: head")
     return recipe
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from downstream import recipe as task_recipes
-from downstream.run.cell import prepare
+from downstream.run.prepare import prepare
 from upstream.checkpoints.tensor_files import guarded, save_tensors
 from upstream.common import disk
 from upstream.common.errors import UserError

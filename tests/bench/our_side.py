@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from downstream.run.cell import Prepared
+from downstream.run.prepare import Prepared
 from downstream.run.train import Data, fit
-from downstream.tasks.heads import HEADS
 from tests.bench import machine, s3prl_side
 from tests.bench.machine import clock, memory_gb
 from tests.bench.subject import Amount, Setup, amount, load_encoder, prepared, training
@@ -104,8 +103,7 @@ def train(setup: Setup, task: Prepared, features: Timed) -> tuple[float, int]:
         split["train"], split["dev"] = training(task), split["dev"][:1]
         shorter = dataclasses.replace(recipe.train, steps=steps)
         recipe = dataclasses.replace(recipe, train=shorter)
-    labels = recipe.kind_of_task().labels(recipe.tokens, task.targets)
-    data = Data(features, task.targets, labels)
+    data = Data(features, task.items, task.labels(""))
     begun = clock(setup.device)
     fit(recipe, data, split, seed=0, device=setup.device)
     ended = clock(setup.device)
@@ -123,11 +121,11 @@ def pass_flops(encoder: Encoder, clips: Sequence[Clip]) -> float:
 def training_flops(encoder: Encoder, task: Prepared, whole: Amount) -> float:
     """What training all the task's heads needs."""
     kind = task.recipe.kind_of_task()
-    shape = (encoder.num_layers, encoder.dim, kind.labels(task.recipe.tokens, task.targets).size)
+    shape = (encoder.num_layers, encoder.dim, task.labels("").size)
     rows = whole.audio * SAMPLE_RATE / encoder.stride
-    if kind.reduce == "mean":
+    if kind.features == "mean":
         rows = whole.audio / whole.seconds
-    return rows * machine.head_flops(HEADS[kind.head](*shape, **task.recipe.head), *shape)
+    return rows * machine.head_flops(task.recipe.head_constructor()(*shape), *shape)
 
 
 def measure_encoder(setup: Setup) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from downstream.base import Labels
-from downstream.run.cell import Prepared
+from downstream.run.prepare import Prepared
 from tests.bench.machine import clock, memory_gb
 from tests.bench.subject import Setup, amount, prepared, training
 from upstream.base import SAMPLE_RATE
@@ -110,7 +110,7 @@ def measure(setup: Setup, name: str) -> dict[str, Any]:
     setup.prepare()
     task, count = prepared(setup, name), setup.micro_steps(name)
     recipe = task.recipe
-    labels = recipe.kind_of_task().labels(recipe.tokens, task.targets)
+    labels = task.labels("")
     expert = load_expert(setup)
     featurizer = Featurizer(expert, upstream_device=setup.device).to(setup.device).train()
     head = TheirHead(name, featurizer.output_dim, labels.size, recipe.head)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from downstream.run.cell import Prepared
+    from downstream.run.prepare import Prepared
     from upstream.encoder.encoder import Encoder
 
 HERE = Path(__file__).resolve().parent
@@ -91,10 +91,10 @@ def load_encoder(setup: Setup) -> Encoder:
 def prepared(setup: Setup, task: str) -> Prepared:
     """The task's recipe with its corpus read."""
     from downstream import recipe
-    from downstream.run import cell as evaluate
+    from downstream.run.prepare import prepare
 
     small = {"head.projector": 32, "head.hidden": 32} if setup.quick and task == "asr" else None
-    return evaluate.prepare(recipe.load(HERE / "suite" / f"{task}.yaml", small), setup.work)
+    return prepare(recipe.load(HERE / "suite" / f"{task}.yaml", small), setup.work)
 
 
 def training(task: Prepared) -> list[int]:

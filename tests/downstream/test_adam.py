@@ -14,16 +14,15 @@ from downstream.run.adam import WEIGHT_DECAY, Adam
 from tests.conftest import ROOT
 
 HEAD_IS_TRAINED = """
-import sys, torch
+import copy, sys, torch
 from downstream.run.adam import Adam
-from downstream.base import TASKS
 from downstream.tasks.heads import HEADS
 from downstream.recipe import Train
 from downstream.run.train import Batch, _Run
 options, shape = {"projector": 4, "hidden": 4}, (2, 5, 3)
 first = HEADS["recurrent_ctc"](*shape, **options)
 train = Train(steps=1, batch=2, lr=[1e-3], eval_every=1)
-run = _Run(train, 1e-3, first, shape, TASKS["asr"], options, "cpu")
+run = _Run(train, 1e-3, copy.deepcopy(first))
 run.backward(Batch(torch.randn(2, 2, 9, 5), torch.tensor([9, 7]), [[1], [2]]))
 run.update()
 assert any((p != q).any() for p, q in zip(run.head.parameters(), first.parameters()))

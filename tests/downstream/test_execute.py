@@ -15,7 +15,7 @@ from downstream import recipe
 from downstream.report.results import load_results
 from downstream.run import cell as evaluate
 from downstream.run import execute as jobs
-from downstream.run.cell import Prepared
+from downstream.run.prepare import Prepared, prepare
 from downstream.run.schedule import Request, RunOptions, Where, Work, survey
 from downstream.run.train import Data, fit, predict
 from tests import tiny
@@ -31,7 +31,7 @@ def settings(results: Path, **options: object) -> RunOptions:
 
 def prepared(suite: Path, results: Path, **overrides: object) -> list[Prepared]:
     files = recipe.suite(str(suite)).values()
-    return [evaluate.prepare(recipe.load(path, dict(overrides)), results) for path in files]
+    return [prepare(recipe.load(path, dict(overrides)), results) for path in files]
 
 
 def run(specs: list[str], suite: Path, how: RunOptions, **overrides: object) -> Work:
@@ -215,16 +215,14 @@ def test_the_demo_predicts_the_same_on_the_plain_path(tmp_path: Path) -> None:
     found = hypotheses(how.results)
     encoder = upstream.load("hubert_demo")
     for task in prepared(suite, how.results):
-        labels = task.recipe.kind_of_task().labels
         (split,) = task.splits.values()
-        targets = labels(task.recipe.tokens, [task.targets[i] for i in split["train"]])
-        plain = Data(Alone(encoder, task), task.targets, targets)
+        plain = Data(Alone(encoder, task), task.items, task.labels(""))
         fast = plain
         if task.kind != "mean":
             kept = how.store.open(encoder.fingerprint(), task.kind, task.clips)
             fast = plain._replace(features=kept)
         head = fit(task.recipe, fast, split, seed=0).head
-        again = predict(head, plain, split["test"])
+        again = [plain.labels.decode(ids) for ids in predict(head, plain, split["test"])]
         expected = found[f"{encoder.fingerprint()} {task.recipe.name}"]
         differ = sum(a != b for a, b in zip(expected, again))
         print(f"{task.recipe.name}: {differ} of {len(again)} predictions differ")

@@ -11,14 +11,27 @@ from upstream.common.errors import UserError
 def test_asr_vocabulary_is_superbs() -> None:
     labels = asr.labels("superb", [])
     assert labels.size == 32
-    assert labels.encode("a cat") == [7, 4, 18, 7, 6, 4, 2]  # A | C A T | </s>
-    assert labels.decode(labels.encode("a cat")) == "A CAT"
+    assert labels.encode("A CAT") == [7, 4, 18, 7, 6, 4, 2]  # A | C A T | </s>
+    assert labels.decode(labels.encode("A CAT")) == "A CAT"
 
 
 def test_asr_vocabulary_from_training_text_knows_unknown() -> None:
-    labels = asr.labels("train", ["für", "es"])
+    labels = asr.labels("train", ["FÜR", "ES"])
     assert labels.decode(labels.encode("FÜR")) == "FÜR"
-    assert labels.decode(labels.encode("X")) == "<unk>"
+    assert labels.encode("X")[0] == asr.SPECIALS.index("<unk>")
+    assert labels.unknown("EX FÜR X") == ["X", "X"] and labels.decode(labels.encode("X")) == ""
+
+
+def test_targets_of_speech_ft_are_plain_characters() -> None:
+    """No separator behind the last word and no end token; two words for the rest."""
+    labels = asr.TED.labels("superb", [])
+    assert labels.size == 32
+    assert labels.encode("A CAT") == [7, 4, 18, 7, 6]  # A | C A T
+    assert labels.decode(labels.encode("A CAT")) == "A CAT"
+
+
+def test_text_is_compared_in_one_spelling() -> None:
+    assert asr.normalised("für It's") == asr.normalised("FU\u0308R iT'S") == "FÜR IT'S"
 
 
 def test_pr_vocabulary_is_superbs() -> None:

@@ -1,7 +1,11 @@
+"""Metrics: s3prl's own numbers, and the two directions."""
+
+from __future__ import annotations
+
 import pytest
 
-from downstream.base import Tally
-from downstream.tasks.metrics import METRICS, accuracy, cer, per, score, wer
+from downstream.base import METRICS, Count, Tally, Trial
+from downstream.tasks.metrics import accuracy, cer, per, wer
 from upstream.common.errors import UserError
 
 # Values from s3prl's downstream/ctc/metric.py; the slot markers count as words and characters.
@@ -21,8 +25,8 @@ SLOTS = [
 
 def corpus_score(name: str, pairs: list[tuple[str, str]]) -> float:
     metric = METRICS[name]
-    counts = [metric.count(reference, hypothesis) for reference, hypothesis in pairs]
-    return score(metric, sum(c.errors for c in counts), sum(c.total for c in counts))
+    assert metric.count is not None
+    return metric.score([Count("", "", *pair, *metric.count(*pair)) for pair in pairs])
 
 
 @pytest.mark.parametrize(
@@ -54,5 +58,25 @@ def test_more_errors_than_words_is_more_than_100() -> None:
 
 
 def test_a_score_of_nothing_is_a_users_mistake() -> None:
-    with pytest.raises(UserError, match="WER of nothing"):
+    with pytest.raises(UserError, match="nothing to score"):
         corpus_score("wer", [("", "A")])
+
+
+def trials(scores: list[float], labels: list[int]) -> list[Trial]:
+    return [Trial(f"t{i}", "a", "b", *pair, "s") for i, pair in enumerate(zip(scores, labels))]
+
+
+def test_equal_error_rate_agrees_with_s3prl() -> None:
+    """The golden values of the specification (6.4), in any order of the trials."""
+    scores = [0.9, 0.8, 0.7, 0.35, 0.6, 0.5, 0.3, 0.2, 0.1, 0.55]
+    labels = [1, 1, 1, 1, 0, 0, 0, 0, 0, 1]
+    eer = METRICS["eer"].score
+    assert eer(trials(scores, labels)) == pytest.approx(20, abs=1e-12)
+    assert eer(trials(scores[::-1], labels[::-1])) == pytest.approx(20, abs=1e-12)
+    assert eer(trials([2.0, 1.0], [1, 0])) == 0 and eer(trials([1.0, 2.0], [1, 0])) == 100
+    assert eer(trials([1.0, 1.0, 1.0], [1, 0, 0])) == pytest.approx(50)  # ties say nothing
+
+
+def test_an_equal_error_rate_needs_both_labels() -> None:
+    with pytest.raises(UserError, match="check the labels"):
+        METRICS["eer"].score(trials([0.5, 0.1], [1, 1]))

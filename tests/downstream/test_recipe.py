@@ -61,7 +61,7 @@ def broken(suite: Path, old: str, new: str) -> str:
         ("kind: task", "kind: task\nsuite: mine", "unknown key 'suite'"),
         ("kind: task", "kind: task\npath: mine", "unknown key 'path'"),
         ("[1.0e-2, 1.0e-1]", "1.0e-2", "must be a list"),
-        ("[1.0e-2, 1.0e-1]", "[-1.0]", "positive"),
+        ("[1.0e-2, 1.0e-1]", "[-1.0]", "must be above 0 and below 100"),
         ("name: manifest", "name: manifset", "did you mean manifest?"),
         ("target:", "taget:", "did you mean target?"),
         ("task: classify", "task: clasify", "did you mean classify?"),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from downstream.base import Count
 from downstream.report import results
 from downstream.report.results import (
     Cell,
-    Count,
     Score,
     finished,
     load_results,

@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downstream.base import Count
+from downstream.base import METRICS, Count
 from downstream.report import layout
 from downstream.report.compare import Row, compare, detectable
 from downstream.report.groups import TaskVersion
 from downstream.report.results import Cell, Result, Score, load_results, save
 from downstream.report.statistics import paired
 from downstream.report.table import Table, render, show, summary, write
-from downstream.tasks.metrics import METRICS
 from upstream.common import PROJECT
 from upstream.common.errors import UserError
 

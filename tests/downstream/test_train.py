@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from downstream import recipe
-from downstream.base import Example
+from downstream.base import Example, Item
 from downstream.run import train
-from downstream.run.cell import Prepared, prepare
-from downstream.run.train import Data, Stream, fit, predict, rate
+from downstream.run.prepare import Prepared, folds, prepare
+from downstream.run.train import Data, Stream, dev_score, fit, predict
 from downstream.tasks import asr, er
 from downstream.tasks.heads import FrameCTC
-from downstream.tasks.metrics import METRICS
 from upstream.features.clips import Clip
 
 
@@ -44,6 +43,10 @@ def task(suite: Path, *overrides: str, name: str = "label") -> recipe.Recipe:
     return recipe.load(suite / f"{name}.yaml", recipe.overrides(overrides))
 
 
+def items(targets: list[str]) -> list[Item]:
+    return [Item(f"u{i}", "s", target) for i, target in enumerate(targets)]
+
+
 def separable(n: int = 60) -> tuple[Data, dict[str, list[int]]]:
     torch.manual_seed(0)
     labels = [i % 3 for i in range(n)]
@@ -52,7 +55,7 @@ def separable(n: int = 60) -> tuple[Data, dict[str, list[int]]]:
     targets = ["abc"[label] for label in labels]
     known = er.TASK.labels("train", targets)
     split = {"train": list(range(30)), "dev": list(range(30, 45)), "test": list(range(45, n))}
-    return Data(Given(values), targets, known), split
+    return Data(Given(values), items(targets), known), split
 
 
 def spoken(n: int = 16) -> tuple[Data, dict[str, list[int]]]:
@@ -61,7 +64,7 @@ def spoken(n: int = 16) -> tuple[Data, dict[str, list[int]]]:
     values = [torch.randn(int(frames), 3, 240) for frames in torch.randint(15, 60, (n,))]
     targets = [["RED", "GREEN", "BLUE"][i % 3] for i in range(n)]
     split = {"train": list(range(10)), "dev": list(range(10, n))}
-    return Data(Given(values), targets, asr.TASK.labels("train", targets)), split
+    return Data(Given(values), items(targets), asr.TASK.labels("train", targets)), split
 
 
 def test_heads_learn_and_every_dev_score_is_kept(suite: Path) -> None:
@@ -69,7 +72,7 @@ def test_heads_learn_and_every_dev_score_is_kept(suite: Path) -> None:
     fitted = fit(task(suite, "train.lr=[1.0e-5, 1.0e-1]"), data, split, seed=0)
     assert fitted.lr == 0.1 and set(fitted.dev) == {"1e-05", "0.1"}
     test = split["test"]
-    assert rate(METRICS["accuracy"], data, test, predict(fitted.head, data, test)) > 90
+    assert dev_score(er.TASK, data, test, predict(fitted.head, data, test)) > 90
 
 
 def test_best_step_is_chosen_on_dev(suite: Path) -> None:
@@ -135,13 +138,13 @@ def test_every_learning_rate_trains_as_if_alone(suite: Path, tmp_path: Path, nam
     data, split = separable() if name == "label" else spoken()
     rates = [1e-3, 1e-2, 1e-1]
     small = ("train.batch=4", "train.accumulate=2", "train.steps=12", f"train.lr={rates}")
-    together = fit(task(suite, *small, name=name), data, split, seed=2, state=tmp_path / "all")
-    runs = torch.load(tmp_path / "all", weights_only=True)["runs"]
+    together = fit(task(suite, *small, name=name), data, split, seed=2, state=tmp_path / "all.pt")
+    runs = torch.load(tmp_path / "all.pt", weights_only=True)["runs"]
     for lr, run in zip(rates, runs):
         lone = task(suite, *small[:3], f"train.lr=[{lr}]", name=name)
-        alone = fit(lone, data, split, seed=2, state=tmp_path / "one")
-        (own,) = torch.load(tmp_path / "one", weights_only=True)["runs"]
-        (tmp_path / "one").unlink()
+        alone = fit(lone, data, split, seed=2, state=tmp_path / "one.pt")
+        (own,) = torch.load(tmp_path / "one.pt", weights_only=True)["runs"]
+        (tmp_path / "one.pt").unlink()
         assert together.dev[f"{lr:g}"] == alone.dev[f"{lr:g}"]
         for key, value in own["head"].items():
             assert torch.allclose(run["head"][key], value, rtol=1e-5, atol=1e-5), key
@@ -166,7 +169,7 @@ def test_long_utterances_are_predicted_in_small_batches(monkeypatch: pytest.Monk
     assert len(read) == 1
     read.clear()
     monkeypatch.setattr(train, "PREDICT_FLOATS", 70 * 3 * 240)
-    assert predict(head, data, range(16)) == whole and len(set(whole)) > 1
+    assert predict(head, data, range(16)) == whole and len(set(map(tuple, whole))) > 1
     lens = data.features.lens
     assert sorted(i for batch in read for i in batch) == list(range(16))
     for batch in read:  # one utterance may be more than the budget, two may not
@@ -190,20 +193,20 @@ def test_folds_are_s3prls() -> None:
         "session4": 1031,
         "session5": 1241,
     }
-    items = [
+    corpus = [
         Example(f"{s}-{i}", "x", None, None, "hap", s, s)
         for s, n in sizes.items()
         for i in range(n)
     ]
-    folds = er.folds(items)
-    assert list(folds) == list(sizes)
+    found = folds(corpus)
+    assert list(found) == list(sizes)
     pools = [4446, 4508, 4380, 4500, 4290]
-    for (fold, split), pool in zip(folds.items(), pools):
+    for (fold, split), pool in zip(found.items(), pools):
         assert len(split["test"]) == sizes[fold]
         assert len(split["train"]) == int(0.8 * pool)
         assert len(split["train"]) + len(split["dev"]) == pool
         assert not set(split["train"]) & set(split["dev"])
-        assert all(items[i].split == fold for i in split["test"])
+        assert all(corpus[i].split == fold for i in split["test"])
 
 
 def test_crops_replace_long_training_utterances_only(suite: Path, tmp_path: Path) -> None:
@@ -213,12 +216,27 @@ def test_crops_replace_long_training_utterances_only(suite: Path, tmp_path: Path
     assert cropped.clips == again.clips and cropped.revision == again.revision != whole.revision
 
     def of(found: Prepared, part: str) -> list[Clip]:
-        return [found.clips[i] for i in found.splits[""][part]]
+        return found.audio(found.splits[""][part])
 
     assert all(of(cropped, part) == of(whole, part) for part in ("dev", "test"))
+    assert len(cropped.splits[""]["train"]) == len(whole.splits[""]["train"])
     short = [clip for clip in of(whole, "train") if clip.seconds <= 0.4]
     windows = [clip for clip in of(cropped, "train") if clip not in short]
     assert len(windows) == 3 * (len(of(whole, "train")) - len(short)) > 0 < len(short)
     assert all(clip.seconds == pytest.approx(0.4, abs=1e-4) for clip in windows)
     used = {i for split in cropped.splits.values() for part in split.values() for i in part}
+    used |= {i for crops in cropped.windows.values() for i in crops}
     assert used == set(range(len(cropped.clips))), "nothing passes that no split uses"
+
+
+@pytest.mark.parametrize("sort", [True, False])
+def test_long_and_short_utterances_are_drawn_equally_often(sort: bool) -> None:
+    """Utterance 0 has four crops (0, 10, 11, 12), 1 to 9 are short: once each in every epoch."""
+    lens, windows = torch.ones(13), {0: [0, 10, 11, 12]}
+    stream = Stream(range(10), lens, 5, 3, sort, windows)
+    drawn = [i for number in range(2 * 8) for i in stream[number]]
+    for epoch in range(8):
+        once = drawn[epoch * 10 : (epoch + 1) * 10]
+        assert sorted(0 if i >= 10 else i for i in once) == list(range(10))
+    assert all(drawn.count(crop) == 2 for crop in windows[0]), "each crop its turn"
+    assert Stream(range(10), lens, 5, 3, sort, windows)[9] == stream[9]

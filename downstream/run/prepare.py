@@ -1,0 +1,217 @@
+"""A recipe with its corpus read: what to extract, and what trains, selects and tests the heads."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from downstream.base import Example, Item, Labels
+from downstream.recipe import Recipe, examples
+from upstream.common import disk
+from upstream.common.errors import UserError
+from upstream.common.schema import build
+from upstream.features import clips as audiofiles
+from upstream.features.clips import Clip
+from upstream.features.extract import Kind
+
+Split = dict[str, list[int]]  # train, dev, test -> indices of items and clips
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a recipe and its corpus amount to. `items` and `clips` run in parallel.
+
+    A long utterance that the recipe crops stands once in `splits`; `windows` has the indices of
+    its crops, one of which is drawn for each epoch of training.
+    """
+
+    recipe: Recipe
+    items: list[Item]
+    clips: list[Clip]
+    splits: dict[str, Split]  # by fold, "" if there are none
+    windows: dict[int, list[int]]
+    content: str  # hash of targets, splits and audio
+    warnings: list[str]
+
+    @property
+    def revision(self) -> str:
+        """12 hex digits over all that can change a score."""
+        return hashlib.sha256((self.recipe.hash + self.content).encode()).hexdigest()[:12]
+
+    @property
+    def clusters(self) -> str:
+        """12 hex digits over who speaks: intervals rest on it, scores do not."""
+        lines = sorted({f"{item.id}\t{item.speaker}\n" for item in self.items})
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+
+    @property
+    def kind(self) -> Kind:
+        """What the head needs of every utterance."""
+        return "mean" if self.recipe.kind_of_task().features == "mean" else self.recipe.frames
+
+    @property
+    def seconds(self) -> float:
+        """Audio that one pass takes."""
+        return sum(clip.seconds for clip in self.clips)
+
+    @cached_property
+    def targets(self) -> list[str]:
+        """What each item should be recognised as."""
+        return [item.target for item in self.items]
+
+    def labels(self, fold: str) -> Labels:
+        """The classes of a fold's training targets."""
+        targets = [self.targets[i] for i in self.splits[fold]["train"]]
+        return self.recipe.kind_of_task().labels(self.recipe.tokens, targets)
+
+    def audio(self, indices: Iterable[int]) -> list[Clip]:
+        """All that training on `indices` may hear."""
+        return [self.clips[j] for i in indices for j in self.windows.get(i, [i])]
+
+    def save(self, folder: Path) -> Path:
+        """Write it for worker processes into a file named by its content. Raises UserError."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        text = json.dumps({**fields, "recipe": dataclasses.asdict(self.recipe)})
+        path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        if not path.exists():
+            disk.write(path, text)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Prepared:
+        """Read what `save` wrote. Raises UserError."""
+        try:
+            data = json.loads(path.read_text())
+            data["recipe"] = build(Recipe, data["recipe"], str(path))
+            data["items"] = [Item(*item) for item in data["items"]]
+            data["clips"] = [Clip(*clip) for clip in data["clips"]]
+            data["windows"] = {int(index): crops for index, crops in data["windows"].items()}
+            return cls(**data)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); delete it and run again") from error
+
+
+def prepare(recipe: Recipe, results: Path) -> Prepared:
+    """Read the recipe's corpus, fix splits and crops, and check every target against the labels.
+
+    Characters that the labels do not know are a warning, on stderr too. Raises UserError for a
+    corpus that cannot be used.
+    """
+    corpus = examples(recipe, results)
+    parts = ("train", "dev", "test")
+    splits = folds(corpus) if recipe.folds else {"": {p: _of(corpus, p) for p in parts}}
+    for fold, split in splits.items():
+        for part, indices in split.items():
+            if not indices:
+                where = f"fold {fold}: " if fold else ""
+                raise UserError(f"{recipe.path}: corpus: {where}no utterances in split {part!r}")
+    clips = audiofiles.clips(
+        [(e.path, e.start, e.end) for e in corpus], results / "cache" / audiofiles.INDEX
+    )
+    normalised = recipe.kind_of_task().normalised
+    corpus = [e._replace(target=normalised(e.target)) for e in corpus]
+    windows: dict[int, list[int]] = {}
+    if recipe.crop:
+        corpus, clips, splits, windows = _cropped(recipe, corpus, clips, splits)
+    digest = hashlib.sha256()
+    for e, clip in zip(corpus, clips):
+        digest.update(f"{e.id} {e.target} {e.split} {clip.key}\n".encode())
+    if windows:
+        digest.update(json.dumps(sorted(windows.items())).encode())
+    items = [Item(e.id, e.speaker, e.target) for e in corpus]
+    prepared = Prepared(recipe, items, clips, splits, windows, digest.hexdigest(), [])
+    prepared.warnings.extend(_unknown_symbols(prepared))
+    for warning in prepared.warnings:
+        _say(f"{recipe.path}: {warning}")
+    return prepared
+
+
+@functools.cache
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _of(corpus: Sequence[Example], part: str) -> list[int]:
+    return [i for i, e in enumerate(corpus) if e.split == part]
+
+
+def folds(corpus: Sequence[Example]) -> dict[str, Split]:
+    """Fold -> {train, dev, test} indices: test on the fold, 80/20 of the rest train/dev.
+
+    The random 80/20 split is drawn with seed 0 in every fold, as in s3prl's downstream/emotion
+    (speakers overlap).
+    """
+    splits = {}
+    for fold in sorted({e.split for e in corpus}):
+        pool = [i for i, e in enumerate(corpus) if e.split != fold]
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0)).tolist()
+        cut = int(0.8 * len(pool))
+        train, dev = [pool[i] for i in order[:cut]], [pool[i] for i in order[cut:]]
+        splits[fold] = {"train": train, "dev": dev, "test": _of(corpus, fold)}
+    return splits
+
+
+def _cropped(
+    recipe: Recipe, corpus: Sequence[Example], clips: Sequence[Clip], splits: dict[str, Split]
+) -> tuple[list[Example], list[Clip], dict[str, Split], dict[int, list[int]]]:
+    """Corpus, clips, splits and windows with crops of long training utterances.
+
+    Whole, such an utterance stays only where a split selects or tests on it.
+    """
+    crop = recipe.crop
+    assert crop is not None
+    generator = torch.Generator().manual_seed(crop.seed)
+    whole = {i for split in splits.values() for part in ("dev", "test") for i in split[part]}
+    training = {i for split in splits.values() for i in split["train"]}
+    pieces: list[tuple[Example, Clip]] = []
+    windows: dict[int, list[int]] = {}
+    place: dict[int, int] = {}  # index before -> after, of the utterance or its first window
+    for i, (example, clip) in enumerate(zip(corpus, clips)):
+        place[i] = len(pieces)
+        long = i in training and clip.seconds > crop.seconds
+        if i in whole or not long:
+            pieces.append((example, clip))
+        if long:
+            windows[place[i]] = list(range(len(pieces), len(pieces) + crop.per_utterance))
+            for share in torch.rand(crop.per_utterance, generator=generator).tolist():
+                start = (example.start or 0.0) + share * (clip.seconds - crop.seconds)
+                pieces.append((example, clip.part(start, start + crop.seconds)))
+    moved = {
+        fold: {part: [place[i] for i in indices] for part, indices in split.items()}
+        for fold, split in splits.items()
+    }
+    return [e for e, _ in pieces], [clip for _, clip in pieces], moved, windows
+
+
+def _unknown_symbols(prepared: Prepared) -> list[str]:
+    """A warning, if any. Raises UserError for a target that the labels cannot express at all."""
+    unknown: dict[int, list[str]] = {}
+    for fold, split in prepared.splits.items():
+        labels = prepared.labels(fold)
+        for i in sorted({i for indices in split.values() for i in indices}):
+            try:
+                symbols = labels.unknown(prepared.targets[i])
+            except UserError as error:
+                where = f"{prepared.recipe.path}: {prepared.items[i].id}"
+                raise UserError(f"{where}: {error}") from error
+            if symbols:
+                unknown[i] = symbols
+    if not unknown:
+        return []
+    counts = Counter(symbol for symbols in unknown.values() for symbol in symbols)
+    most = ", ".join(f"{symbol} ({count})" for symbol, count in counts.most_common(8))
+    advice = "; `tokens: train` takes them from the training targets"
+    return [
+        f"{sum(counts.values())} characters of {len(unknown)} targets are outside the vocabulary "
+        f"and cannot be recognised: {most}{advice * (prepared.recipe.tokens == 'superb')}"
+    ]
