@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from downstream.report.statistics import Estimate, Summary
+    from downstream.report.statistics import Interval, Summary
 
 
-def paired(a: Sequence[Summary], b: Sequence[Summary], metric: str) -> Estimate:
+def paired(a: Sequence[Summary], b: Sequence[Summary], metric: str) -> Interval:
     """`downstream.paired(a, b, "wer")`: the difference of two scores; see `statistics.paired`."""
     from downstream.report import statistics  # not before it is used
 

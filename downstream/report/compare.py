@@ -18,7 +18,7 @@ from downstream.report.groups import (
     version,
 )  # fmt: skip
 from downstream.report.results import Result
-from downstream.report.statistics import PREDICTED, estimate, holm, paired, stacked
+from downstream.report.statistics import PREDICTED, holm, interval, paired, stacked
 from upstream.common.errors import UserError
 
 SIGNIFICANT = 0.05
@@ -93,7 +93,7 @@ def scores(group: Sequence[Result], called: Labels) -> list[Row]:
         raise UserError(f"{group[0].folder.parent}: seeds were tested on different data; delete it")
     rows = []
     for metric in first.samples:
-        found = estimate(stacked(summaries, metric))
+        found = interval(stacked(summaries, metric))
         rows.append(Row(
             suite=cell.suite, upstream=called.upstream[name(group[0])],
             fingerprint=cell.fingerprint, task=called.task[version(group[0])],
@@ -144,7 +144,7 @@ def detectable(results: Iterable[Result], task: TaskVersion) -> float | None:
     sizes = [rows[0].detectable for rows in pairs if rows]
     if not others:
         alone = stacked([r.summary for r in first], first[0].score.metric)
-        sizes = [math.sqrt(2) * estimate(alone).detectable]
+        sizes = [math.sqrt(2) * interval(alone).detectable]
     known = [size for size in sizes if not math.isnan(size)]
     return median(known) if known else None
 

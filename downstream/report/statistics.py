@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -52,7 +52,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A score, or a difference of two, with its 95 % interval.
 
     Where no interval can be had, low, high and p are NaN and `reason` says why.
@@ -97,7 +97,7 @@ def summarise(records: Sequence[Record], metric: str) -> Summary:
     )
 
 
-def paired(a: Sequence[Summary], b: Sequence[Summary], metric: str) -> Estimate:
+def paired(a: Sequence[Summary], b: Sequence[Summary], metric: str) -> Interval:
     """`a` minus `b`, the heads of two upstreams in the order of their seeds, on one test set.
 
     Raises UserError if the test sets differ or there are not as many heads.
@@ -107,7 +107,7 @@ def paired(a: Sequence[Summary], b: Sequence[Summary], metric: str) -> Estimate:
     if len(a) != len(b):
         raise UserError(f"{len(a)} head seeds against {len(b)}")
     x, y = stacked(a, metric), stacked(b, metric)
-    return estimate(Sample(x.whole - y.whole, x.without - y.without))
+    return interval(Sample(x.whole - y.whole, x.without - y.without))
 
 
 def stacked(summaries: Sequence[Summary], metric: str) -> Sample:
@@ -116,7 +116,7 @@ def stacked(summaries: Sequence[Summary], metric: str) -> Sample:
     return Sample(*map(np.hstack, zip(*samples)))
 
 
-def estimate(sample: Sample) -> Estimate:
+def interval(sample: Sample) -> Interval:
     """The mean over heads and its interval.
 
     The seeds' component is the two-way analysis of variance of the same movements: var(seed means)
@@ -126,8 +126,8 @@ def estimate(sample: Sample) -> Estimate:
     value = float(sample.whole.mean())
     moves = sample.without - sample.whole
     if clusters < 2 or not np.isfinite(moves).all():
-        reason = "one speaker or fold: how far another would move the score cannot be known"
-        return Estimate(value, reason=reason)
+        reason = "one speaker or fold holds all: how far another would move the score is not known"
+        return Interval(value, reason=reason)
     shrink = (clusters - 1) / clusters
     mean_moves = moves.mean(1)
     by_cluster = variance = shrink * float((mean_moves**2).sum())
@@ -143,12 +143,12 @@ def estimate(sample: Sample) -> Estimate:
             df = max(df, min(clusters, seeds) - 1)
     error = math.sqrt(variance)
     if not sample.whole.any() and not moves.any():  # one result twice, or two perfect ones
-        return Estimate(value, p=1.0, reason="the same errors everywhere: no spread to go by")
+        return Interval(value, p=1.0, reason="the same errors everywhere: no spread to go by")
     if error <= 1e-9 * abs(value):
-        return Estimate(value, reason="the same for every speaker or fold: no spread to go by")
+        return Interval(value, reason="the same for every speaker or fold: no spread to go by")
     half = float(stdtrit(df, 0.975)) * error
     p = 2 * float(stdtr(df, -abs(value) / error))
-    return Estimate(value, value - half, value + half, p, error, df)
+    return Interval(value, value - half, value + half, p, error, df)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -166,7 +166,8 @@ def _sample(metric: str, records: Sequence[Record], clusters: Sequence[str]) -> 
     """The score of one head, and without each cluster in turn.
 
     Ratios of sums have a closed form; whatever else is counted again without the cluster. With
-    folds, which are the clusters, the score is their unweighted mean.
+    folds, which are the clusters, the score is their unweighted mean. A trial belongs to the
+    speaker of its enrolment; that a speaker also occurs on the other side is not in the interval.
     """
     score = METRICS[metric].score
     score = METRICS[metric].score
@@ -188,10 +189,18 @@ def _sample(metric: str, records: Sequence[Record], clusters: Sequence[str]) -> 
     else:
         whole = score(records)
         parted = ([r for r in records if r.cluster != cluster] for cluster in clusters)
-        without = np.array([score(part) for part in parted])
+        without = np.array([_or_nan(score, part) for part in parted])
     return Sample(np.array([whole]), without[:, None])
 
 
 def _rest(parts: Array) -> Array:
     """Of each part, the sum of all others."""
     return parts.sum() - parts
+
+
+def _or_nan(score: Callable[[Sequence[Record]], float], records: Sequence[Record]) -> float:
+    """NaN where these records have no score, such as an EER without impostors."""
+    try:
+        return score(records)
+    except UserError:
+        return math.nan

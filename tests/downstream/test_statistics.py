@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from downstream.base import Count
-from downstream.report.statistics import Sample, Summary, estimate, holm, paired, stacked, summarise
+from downstream.base import METRICS, Count, Trial
+from downstream.report.statistics import Sample, Summary, holm, interval, paired, stacked, summarise
 from upstream.common.errors import UserError
 
 REPEATS = 3000
@@ -49,7 +49,7 @@ def test_one_seed_is_the_jackknife_over_speakers() -> None:
     half = stats.t.ppf(0.975, size - 1) * se
     summary = summarise(records, "wer")
     assert summary.samples["wer"].without[:, 0] == pytest.approx(without)
-    result = estimate(summary.samples["wer"])
+    result = interval(summary.samples["wer"])
     assert (result.value, result.low, result.high) == pytest.approx(
         (whole, whole - half, whole + half)
     )
@@ -74,7 +74,7 @@ def test_folds_are_the_clusters_and_weigh_the_same() -> None:
     records = head(folds=3)
     by_fold = [rate([r for r in records if r.fold == f"fold{f}"]) for f in range(3)]
     summary = summarise(records, "wer")
-    result = estimate(summary.samples["wer"])
+    result = interval(summary.samples["wer"])
     assert (summary.clusters, summary.unit) == (["fold0", "fold1", "fold2"], "folds")
     assert result.value == pytest.approx(np.mean(by_fold))
     assert result.value != pytest.approx(rate(records))
@@ -95,7 +95,7 @@ def test_a_difference_of_summaries_is_the_jackknife_of_the_differences() -> None
     )
     result = paired(*([summarise(r, "wer") for r in side] for side in (a, b)), "wer")
     for field in ("value", "low", "high", "p", "df"):
-        assert getattr(result, field) == pytest.approx(getattr(estimate(direct), field), rel=1e-12)
+        assert getattr(result, field) == pytest.approx(getattr(interval(direct), field), rel=1e-12)
 
 
 def test_accuracy_points_upwards() -> None:
@@ -129,10 +129,10 @@ def test_swapping_turns_the_sign_and_the_order_of_lines_is_nothing(seed: int) ->
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
     records = head()
-    steady = estimate(stacked([summarise(records, "wer")] * 3, "wer"))
+    steady = interval(stacked([summarise(records, "wer")] * 3, "wer"))
     moved = [[r._replace(errors=r.errors + k * r.total) for r in records] for k in range(3)]
-    shaky = estimate(stacked([summarise(each, "wer") for each in moved], "wer"))
-    alone = estimate(summarise(records, "wer").samples["wer"])
+    shaky = interval(stacked([summarise(each, "wer") for each in moved], "wer"))
+    alone = interval(summarise(records, "wer").samples["wer"])
     assert (steady.low, steady.high) == pytest.approx((alone.low, alone.high))
     assert shaky.high - shaky.low > 5 * (steady.high - steady.low)
     assert shaky.df < steady.df
@@ -147,8 +147,49 @@ def test_detectable_is_found_four_times_in_five() -> None:
     assert 0.77 < power < 0.83
     values = draws[0] + size
     rest = (values.sum() - values) / 19
-    result = estimate(Sample(np.array([values.mean()]), rest[:, None]))
+    result = interval(Sample(np.array([values.mean()]), rest[:, None]))
     assert result.detectable == pytest.approx(size * values.std(ddof=1))
+
+
+# --- trials ---------------------------------------------------------------------------------------
+
+
+def trials(seed: int, gap: float, speakers: int = 8) -> list[Trial]:
+    """Speakers that are as alike to themselves as `gap` standard deviations tell."""
+    rng = np.random.default_rng(seed)
+    return [
+        Trial(f"{s}-{i}", f"e{s}", f"t{s}-{i}", float(rng.normal() + gap * (i % 2)), i % 2, f"s{s}")
+        for s in range(speakers)
+        for i in range(20)
+    ]
+
+
+def test_trials_are_scored_again_without_each_speaker() -> None:
+    records = trials(0, 2)
+    sample = summarise(records, "eer").samples["eer"]
+    without = [METRICS["eer"].score([r for r in records if r.speaker != f"s{s}"]) for s in range(8)]
+    assert sample.whole == [METRICS["eer"].score(records)]
+    assert sample.without[:, 0].tolist() == without
+    good, poor = ([summarise(trials(k, gap), "eer") for k in range(3)] for gap in (3, 0.5))
+    difference = paired(good, poor, "eer")
+    assert difference.high < 0 and difference.p < 0.05
+
+
+def test_trials_in_folds_are_a_mean_over_folds() -> None:
+    records = [r._replace(fold=f"f{int(r.speaker[1]) % 4}") for r in trials(0, 1)]
+    by_fold = [METRICS["eer"].score([r for r in records if r.fold == f"f{f}"]) for f in range(4)]
+    result = interval(summarise(records, "eer").samples["eer"])
+    assert result.value == pytest.approx(np.mean(by_fold))
+    assert (result.low, result.high) == pytest.approx(
+        stats.t.interval(0.95, 3, np.mean(by_fold), stats.sem(by_fold))
+    )
+
+
+def test_a_speaker_who_holds_all_impostors_leaves_no_interval() -> None:
+    records = [r._replace(label=int(r.speaker != "s0")) for r in trials(0, 1)]
+    result = interval(summarise(records, "eer").samples["eer"])
+    assert math.isfinite(result.value) and math.isnan(result.low)
+    assert "one speaker or fold holds" in result.reason
 
 
 # --- what cannot be known, and mistakes ---------------------------------------------------------
@@ -156,7 +197,7 @@ def test_detectable_is_found_four_times_in_five() -> None:
 
 @pytest.mark.parametrize("folds", [0, 1])
 def test_one_speaker_or_fold_has_no_interval(folds: int) -> None:
-    result = estimate(heads(0, speakers=1, folds=folds)[0].samples["wer"])
+    result = interval(heads(0, speakers=1, folds=folds)[0].samples["wer"])
     assert math.isfinite(result.value)
     assert math.isnan(result.low) and math.isnan(result.high)
     assert "one speaker" in result.reason
@@ -164,7 +205,7 @@ def test_one_speaker_or_fold_has_no_interval(folds: int) -> None:
 
 def test_a_perfect_score_has_no_made_up_certainty() -> None:
     perfect = summarise([r._replace(errors=0.0) for r in head()], "wer")
-    result = estimate(perfect.samples["wer"])
+    result = interval(perfect.samples["wer"])
     assert result.value == 0
     assert math.isnan(result.low)
     assert result.reason
@@ -237,10 +278,10 @@ def test_95_per_cent_intervals_cover_95_per_cent(speakers: int, seeds: int) -> N
     ours = naive = 0
     for errors, total, who in worlds(speakers, seeds):
         starts = np.searchsorted(who, np.arange(speakers))
-        result = estimate(ratio(np.add.reduceat(errors, starts), np.add.reduceat(total, starts)))
+        result = interval(ratio(np.add.reduceat(errors, starts), np.add.reduceat(total, starts)))
         ours += result.low < TRUTH < result.high
         # as if every utterance were a speaker of its own
-        plain = estimate(ratio(errors.mean(1, keepdims=True), total))
+        plain = interval(ratio(errors.mean(1, keepdims=True), total))
         naive += plain.low < TRUTH < plain.high
     assert 0.93 <= ours / REPEATS <= 0.97
     assert naive / REPEATS < 0.85
@@ -261,7 +302,7 @@ def test_folds_cover_what_speakers_do_not(fold_sd: float, speaker_sd: float) -> 
         fold = TRUTH + fold_sd * rng.normal(size=(5, 1)) + speaker_sd * rng.normal(size=(5, 2))
         fold += 0.3 * rng.normal(size=(5, 2))
         for i, values in enumerate((fold.mean(1), fold.ravel())):
-            result = estimate(ratio(values[:, None] / 100, np.ones(len(values))))
+            result = interval(ratio(values[:, None] / 100, np.ones(len(values))))
             covered[i] += result.low < TRUTH < result.high
     folds, speakers = covered / REPEATS
     assert 0.93 <= folds <= 0.97
@@ -277,7 +318,7 @@ def false_positives(seeds: int, seed_sd: float, repeats: int = REPEATS) -> float
         rates = math.sqrt(2) * seed_sd * rng.normal(size=seeds) + 0.76 * rng.normal(
             size=(40, seeds)
         )
-        hits += estimate(ratio(rates * total[:, None] / 100, total)).p < 0.05
+        hits += interval(ratio(rates * total[:, None] / 100, total)).p < 0.05
     return hits / repeats
 
 
