@@ -81,14 +81,20 @@ def build_tuned(path: Path, results: Path, output: Path | None = None) -> Path:
         record = {}
     if record.get("key") != plan.key:
         raise UserError(f"{folder}: holds another upstream; choose an empty folder")
+    if not (folder / HEARD).exists():  # it was built before this was written down
+        _write_heard(folder, plan)
     return folder
+
+
+def _write_heard(folder: Path, trained: Plan | Objective) -> None:
+    disk.write(folder / HEARD, "".join(f"{key}\n" for key in sorted(trained.heard)))
 
 
 def train(plan: Plan, folder: Path, store: Store) -> None:
     """Fine-tune on the recipe's task, and write the folder."""
     encoder, recipe = plan.encoder, plan.recipe
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    objective = TaskObjective(recipe, plan.prepared, encoder, store)
+    objective = TaskObjective(plan, store)
     loop = Loop(plan, objective, folder / "state.pt")
     loop.run(f"fine-tuning {recipe.upstream} on {plan.prepared.recipe.name}")
     moved = movement(loop.base, loop.weights)
@@ -113,10 +119,7 @@ def train(plan: Plan, folder: Path, store: Store) -> None:
         **provenance(),
     }
     disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
-    disk.write(
-        folder / HEARD,
-        "".join(f"{k}\n" for k in sorted(objective.heard | encoder.heard)),
-    )
+    _write_heard(folder, objective)
     write_card(folder, record)
     to_folder(weights, folder)  # the weights last: they say that the folder is complete
     loop.place.unlink(missing_ok=True)

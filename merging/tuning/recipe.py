@@ -86,6 +86,22 @@ class Plan(NamedTuple):
         facts = [self.recipe.facts(), self.fingerprint, self.prepared.revision]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
+    @property
+    def fold(self) -> str:
+        """The fold to train on, the first if the recipe names none. Raises UserError."""
+        folds = self.prepared.splits
+        fold = self.recipe.fold or next(iter(folds))
+        if fold not in folds:
+            raise UserError(f"fold {fold!r}: the corpus has {', '.join(folds) or 'none'}")
+        return fold
+
+    @property
+    def heard(self) -> frozenset[str]:
+        """Keys of the clips whose labels the tuned weights have seen, on train and dev."""
+        split = self.prepared.splits[self.fold]
+        clips = self.prepared.audio([*split["train"], *split["dev"]])
+        return self.encoder.heard | {clip.key for clip in clips}
+
     def folder(self, results: Path) -> Path:
         """Where its upstream is, or will be, built."""
         return results / "upstreams" / f"{self.recipe.name}@{self.key}"

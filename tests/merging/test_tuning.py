@@ -72,6 +72,9 @@ def test_it_says_what_it_heard_and_what_it_cost(recipes: Path, tmp_path: Path) -
     assert (folder / "heard.txt").read_text().splitlines() == sorted(heard)
     assert not heard & {plan.prepared.clips[i].key for i in split["test"]}
     facts = record(folder)
+    (folder / "heard.txt").unlink()  # as in a folder that was built before it was written down
+    assert build_tuned(recipes / "finetune.yaml", tmp_path / "r") == folder
+    assert upstream.load(str(folder)).heard == heard
     weights = (folder / "model.safetensors").stat().st_size
     assert facts["stored_bytes"] == pytest.approx(weights, rel=0.1)
     assert facts["seconds"] > 0 and facts["peak_memory_bytes"] > weights
@@ -343,8 +346,7 @@ def test_several_objectives_can_be_mixed(recipes: Path, tmp_path: Path) -> None:
     plans = [
         open_plan(recipes / f"{n}.yaml", tmp_path / "r") for n in ("finetune", "finetune_word")
     ]
-    encoder, store = plans[0].encoder, Store(tmp_path / "cache")
-    parts = [TaskObjective(plan.recipe, plan.prepared, encoder, store) for plan in plans]
+    parts = [TaskObjective(plan, Store(tmp_path / "cache")) for plan in plans]
     plan: Plan = plans[0]._replace(recipe=dataclasses.replace(plans[0].recipe, accumulate=2))
     running = loop.Loop(plan, Mixture(*parts), tmp_path / "state.pt")
     running.run("mixed")
