@@ -37,15 +37,7 @@ from upstream.features.store import Store
 
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
 RECORD = "finetune.json"
-KEPT = (
-    "key",
-    "best",
-    "weights",
-    "history",
-    "learned",
-    "seconds",
-    "peak",
-)  # of a Loop, in its state
+KEPT = "key best weights history learned seconds peak".split()  # of a Loop, in its state
 
 
 def schedule(step: int, steps: int, warmup: float = 0.1, hold: float = 0.4) -> float:

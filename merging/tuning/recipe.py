@@ -30,8 +30,9 @@ from upstream.common.schema import (
 from upstream.encoder.encoder import Encoder
 
 # Keys that came later enter a build's key only where they are not left at their default.
-LATER = ("strategy", "dropout", "attention_dropout", "activation_dropout")
-DROPOUTS = {"dropout": "hidden_dropout"}  # recipe key -> field of config.json, where they differ
+LATER = {
+    "strategy": "stable", "dropout": None, "attention_dropout": None, "activation_dropout": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,17 @@ class TuningRecipe:
 
     def facts(self) -> dict[str, Any]:
         """The recipe as plain values; LATER keys only where they were written."""
-        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name in LATER}
-        values = dataclasses.asdict(self)
-        return {k: v for k, v in values.items() if k not in LATER or v != defaults[k]}
+        values = dataclasses.asdict(self).items()
+        return {key: value for key, value in values if key not in LATER or value != LATER[key]}
 
     def dropouts(self) -> dict[str, float]:
         """The fields of config.json that the recipe overrides."""
-        values = {DROPOUTS.get(key, key): getattr(self, key) for key in LATER[1:]}
-        return {key: value for key, value in values.items() if value is not None}
+        rates = {
+            "hidden_dropout": self.dropout,
+            "attention_dropout": self.attention_dropout,
+            "activation_dropout": self.activation_dropout,
+        }
+        return {field: rate for field, rate in rates.items() if rate is not None}
 
 
 class Plan(NamedTuple):
