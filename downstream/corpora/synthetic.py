@@ -5,9 +5,9 @@ voices are rule-based, and so is the prosody: four rule sets, *not* emotions.
 
 | part      | serves | target              | speakers (train/dev/test) | utterances        |
 |-----------|--------|---------------------|---------------------------|-------------------|
-| sentences | PR, ER | phones, prosody, text | 65 / 20 / 52, disjoint  | 1,300/200/1,040   |
-| speakers  | SID    | speaker             | the same 60 in each       | 1,200/180/1,080   |
-| digits    | ASR    | text                | 60 / 15 / 40, disjoint    | 900/150/400       |
+| sentences | PR, ER | phones, prosody, text | 65 / 20 / 52, disjoint  | 1,300/200/780     |
+| speakers  | SID    | speaker             | the same 60 in each       | 1,200/180/600     |
+| digits    | ASR    | text                | 45 / 15 / 40, disjoint    | 540/90/240        |
 | pretrain  | -      | text                | 480, train only           | 7,200, about 10 h |
 
 A speaker is an accent and a voice variant of the engine, with a pitch, a range, a rate and a
@@ -110,17 +110,17 @@ class Part(NamedTuple):
 PARTS = {
     "sentences": Part(
         {"train": 65, "dev": 20, "test": 52},
-        {"train": 20, "dev": 10, "test": 20},
+        {"train": 20, "dev": 10, "test": 15},
         ("phones", "prosody", "text"),
         slice(0, 137),
         prosody=2.0,
     ),
     "speakers": Part(
-        {"all": 60}, {"train": 20, "dev": 3, "test": 18}, ("speaker",), slice(137, 197)
+        {"all": 60}, {"train": 20, "dev": 3, "test": 10}, ("speaker",), slice(137, 197)
     ),
     "digits": Part(
-        {"train": 60, "dev": 15, "test": 40},
-        {"train": 15, "dev": 10, "test": 10},
+        {"train": 45, "dev": 15, "test": 40},
+        {"train": 12, "dev": 6, "test": 6},
         ("text",),
         slice(197, 312),
     ),
