@@ -10,6 +10,7 @@ reading-*.lease                      one for each process that uses the shards o
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -50,19 +51,17 @@ class Shard(NamedTuple):
     def file(self, array: str) -> Path:
         return self.path / f"{array}.npy"
 
-    def verify(self) -> None:
-        """Raises UserError, and removes the shard, if a byte of its arrays has changed.
+    def map(self) -> dict[str, Mapped]:
+        """Its arrays, memory-mapped; their files are verified once per process.
 
-        The files are read once per process.
+        Raises UserError, and removes the shard, if a byte of its arrays has changed.
         """
         for array, (_, crc) in self.arrays.items():
             path = self.file(array)
             try:
                 stat = path.stat()
                 stamp = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
-                if stamp in _verified:
-                    continue
-                right = _checksum(path) == crc
+                right = stamp in _verified or _checksum(path) == crc
             except OSError:
                 right = False
             if not right:
@@ -70,24 +69,27 @@ class Shard(NamedTuple):
                     shutil.rmtree(self.path, ignore_errors=True)
                 raise UserError(f"{path}: damaged on disk; removed, {AGAIN}")
             _verified.add(stamp)
-
-    def map(self) -> dict[str, Mapped]:
-        """Its arrays, verified and memory-mapped. Raises UserError."""
-        self.verify()
         return {name: np.load(self.file(name), mmap_mode="r") for name in self.arrays}
 
 
 def read(path: Path) -> Shard | None:
     """The shard in the folder `path`, None if there is no whole one."""
-    facts = disk.read_checked(path / JSON)
     try:
-        if facts is None or facts.pop("format") != FORMAT:
-            return None
-        shard = Shard(path, **facts)
+        stat = (path / JSON).stat()
+        shard = _described(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
         sizes = [shard.file(array).stat().st_size for array in shard.arrays]
-    except (OSError, KeyError, TypeError):  # not there; not ours
+    except (OSError, AttributeError, KeyError, TypeError):  # not there; not ours
         return None
     return shard if sizes == [size for size, _ in shard.arrays.values()] else None
+
+
+@functools.cache
+def _described(path: Path, *stamp: int) -> Shard:
+    """What a shard's json says, parsed once per process: every pass looks at all shards."""
+    facts = disk.read_checked(path / JSON)
+    if facts.pop("format") != FORMAT:
+        raise KeyError(path)
+    return Shard(path, **facts)
 
 
 def read_all(folder: Path) -> list[Shard]:
