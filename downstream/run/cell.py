@@ -12,7 +12,7 @@ from downstream.recipe import Recipe
 from downstream.report.results import Cell, Score, finished, provenance, read_cell, save
 from downstream.run.prepare import Prepared
 from downstream.run.train import Data, fit, predict
-from upstream.features.extract import Features
+from upstream.features.codec import Features
 
 FEATURES = {"mean": "float32 means"}  # what Score.features calls a kind; else "<kind> frames"
 
@@ -39,12 +39,8 @@ def run(
     features: Features,
     results: Path,
     device: str = "cpu",
-    error: float | None = None,
 ) -> Score:
-    """Train, select and test the heads of one cell (of every fold) and save it.
-
-    `error` is the relative RMS error of 8-bit features, to be reported beside their score.
-    """
+    """Train, select and test the heads of one cell (of every fold) and save it."""
     begun = time.monotonic()
     recipe = prepared.recipe
     task = recipe.kind_of_task()
@@ -64,7 +60,8 @@ def run(
         tested = task.records([prepared.items[i] for i in split["test"]], outputs, data.labels)
         records += [record._replace(fold=fold) for record in tested]
     score = task.score(records)[task.metrics[0]]
-    notes = [] if error is None else [_eight_bit(identity, prepared, seed, results, error, score)]
+    error = features.error
+    notes = [_eight_bit(identity, prepared, seed, results, error, score)] if error else []
     result = Score(
         metric=task.metrics[0],
         better=task.metric.better,

@@ -102,9 +102,8 @@ def compute(job: CellJob, options: RunOptions) -> Line:
             kept = provide(upstream, prepared.clips, prepared.kind, store, where="recompute")
         else:  # the upstream itself is not needed
             kept = store.open(fingerprint, prepared.kind, prepared.clips)
-        error = kept.error if prepared.kind == "int8" else None
         where = (options.results, options.device)
-        score = cells.run(job.identity, prepared, job.seed, kept, *where, error)
+        score = cells.run(job.identity, prepared, job.seed, kept, *where)
     published = prepared.recipe.expect.get(job.request.name.split(":")[0])
     return (
         f"{name}: {METRICS[score.metric].label} {score.score:.2f} ({score.seconds:.0f} s)"

@@ -1,7 +1,7 @@
 """One stream of features, one head per learning rate; the best on dev is kept.
 
 s3prl runs the upstream at every step and for every learning rate (downstream/runner.py); here the
-features come from `upstream.features.extract` and every head sees the same batches.
+features come from `upstream.features.provide` and every head sees the same batches.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from downstream.tasks.specaug import specaug
 from upstream.common import disk
 from upstream.common.progress import progress
 from upstream.features.codec import Features
+from upstream.features.provide import in_order
 
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
 PREDICT_BATCH = 32  # utterances
@@ -117,8 +118,8 @@ def predictions(heads: Sequence[Head], data: Data, indices: Sequence[int]) -> li
     for head in heads:
         head.eval()
     with torch.inference_mode():
-        for chosen in _by_length(indices, features):
-            x, lens = (t.to(device).contiguous() for t in features.batch(chosen))
+        for chosen, x, lens in in_order(features, _by_length(indices, features)):
+            x, lens = x.to(device).contiguous(), lens.to(device)
             for head, known in zip(heads, outputs):
                 known.update(zip(chosen, head.predict(head(x, lens), lens)))
     return [[known[i] for i in indices] for known in outputs]
@@ -168,9 +169,13 @@ def fit(
     stream = Stream(split["train"], data.features.lens, train.batch, seed, frames, data.windows)
     begun = _restore(state, runs)
     saved = time.monotonic()
+    numbers = range(begun * train.accumulate, train.steps * train.accumulate)
+    batches = in_order(data.features, (stream[number] for number in numbers))
     for step in progress(range(begun, train.steps), what, train.steps, begun):
         for number in range(step * train.accumulate, (step + 1) * train.accumulate):
-            batch = _batch(data, stream[number], encoded, device)
+            indices, x, lens = next(batches)
+            targets = [encoded[i] for i in indices]
+            batch = Batch(x.to(device).contiguous(), lens.to(device), targets)
             for run in runs:
                 _seed(seed * 1_000_003 + number, device)
                 run.backward(batch)
@@ -186,13 +191,6 @@ def fit(
     best = max(runs, key=lambda run: sign * run.best)
     best.head.load_state_dict(best.weights)
     return Fitted(best.head, best.lr, {f"{run.lr:g}": run.best for run in runs})
-
-
-def _batch(
-    data: Data, chosen: list[int], encoded: dict[int, list[int]], device: torch.device | str
-) -> Batch:
-    x, lens = data.features.batch(chosen)
-    return Batch(x.to(device).contiguous(), lens.to(device), [encoded[i] for i in chosen])
 
 
 def _seed(number: int, device: torch.device | str) -> None:

@@ -172,7 +172,7 @@ class Alone:
             wav = audio.load(clip.path, clip.start, clip.end)
             with torch.inference_mode():
                 self.states.append(encoder(wav[None], torch.tensor([len(wav)])))
-        self.mean = task.kind == "mean"
+        self.mean, self.error = task.kind == "mean", 0.0
         self.layers, self.dim = encoder.num_layers, encoder.dim
         self.lens = torch.cat([hidden.lens for hidden in self.states])
 

@@ -26,7 +26,7 @@ from upstream.common.errors import UserError
 class Spectra:
     """Features of two layers: the log spectrum of the middle of each clip, eight bands."""
 
-    layers, dim = 2, 8
+    layers, dim, error = 2, 8, 0.0
 
     def __init__(self, prepared: Prepared) -> None:
         self.mean = prepared.kind == "mean"

@@ -295,7 +295,9 @@ def test_batches_in_order_are_the_batches(
 ) -> None:
     features = provide(encoder, some, "float16", store, where=where)
     order = [[0, 1], [2], [4, 3], [1], [0], [2, 3], [1]]
-    for indices, (x, lens) in zip(order, in_order(features, order), strict=True):
+    batches = list(in_order(features, order))
+    assert [indices for indices, _, _ in batches] == order
+    for indices, x, lens in batches:
         expected = features.batch(indices)
         assert torch.equal(x, expected[0]) and torch.equal(lens, expected[1])
 

@@ -63,13 +63,22 @@ def provide(
     return store.open(entry, kind, clips)
 
 
-def in_order(features: Features, order: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """`features.batch` of each in turn; audio is read in threads while those before are in use."""
+Indices = Sequence[int]
+
+
+def in_order(
+    features: Features, order: Iterable[Indices]
+) -> Iterator[tuple[Indices, Tensor, Tensor]]:
+    """Each of `order` with its batch; audio is read in threads while the batches before are in use.
+
+    Like `features.batch` for each in turn.
+    """
     if isinstance(features, Recomputed):
         for indices, items in ahead(features.read, order):
-            yield features.compute(indices, items)
+            yield indices, *features.compute(indices, items)
     else:
-        yield from map(features.batch, order)
+        for indices in order:
+            yield indices, *features.batch(indices)
 
 
 class Recomputed:
@@ -102,17 +111,17 @@ class Recomputed:
         """Relative RMS error of int8 over the utterances so far, 0 for other kinds."""
         return (self.squares / max(1, self.count)) ** 0.5
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """x [L, B, T, D], lens [B]. Raises UserError for unreadable audio, a damaged shard."""
         return self.compute(indices, self.read(indices))
 
-    def read(self, indices: Sequence[int]) -> list[Tensor]:
+    def read(self, indices: Indices) -> list[Tensor]:
         """What `compute` needs: the CNN's outputs of a batch, or its audio."""
         if self._outputs_kept(indices):
             return unpadded(self.outputs, [self.row[i] for i in indices])
         return [self.clips[i].load() for i in indices]
 
-    def compute(self, indices: Sequence[int], items: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def compute(self, indices: Indices, items: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The batch, from what `read` gave for it."""
         run = convolved if self.kind == "cnn" else whole
         hidden = halving(contextual if self._outputs_kept(indices) else run, self.upstream, items)
@@ -125,5 +134,5 @@ class Recomputed:
             self.squares, self.count = self.squares + error**2, self.count + 1
         return x, hidden.lens.clone()
 
-    def _outputs_kept(self, indices: Sequence[int]) -> bool:
+    def _outputs_kept(self, indices: Indices) -> bool:
         return all(i in self.row for i in indices)
