@@ -88,8 +88,7 @@ def test_recomputed_features_give_the_same_task(
     assert call(*words, "--results", tmp_path / "a", "--cache-gb", 0) == 0
     assert not list((tmp_path / "a" / "cache").rglob("float16"))
     assert call(*words, "--results", tmp_path / "b") == 0
-    a, b = scores(tmp_path / "a"), scores(tmp_path / "b")
-    assert a.keys() == b.keys() and all(abs(a[k] - b[k]) <= 15 for k in a)  # float16 or float32
+    assert scores(tmp_path / "a") == scores(tmp_path / "b") != {}
 
 
 def test_kill_and_resume(suite: Path, tmp_path: Path) -> None:

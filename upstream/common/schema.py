@@ -218,8 +218,8 @@ def read_value(text: str, where: str) -> Any:
         line = f" line {mark.line + 1}:" if mark else ""
         raise UserError(f"{where}:{line} not valid YAML ({error.problem})") from error
     except yaml.reader.ReaderError as error:
-        fault = f"character {error.character:#x} at {error.position}"
-        raise UserError(f"{where}: not valid YAML ({fault} is not text)") from error
+        fault = f"character {error.character:#x} is not text"
+        raise UserError(f"{where}: not valid YAML ({fault})") from error
 
 
 class _Plain(yaml.BaseLoader):
