@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from upstream.checkpoints import FORMATS
 from upstream.common.errors import UserError, near_miss
+from upstream.common.stop import stoppable
 
 if TYPE_CHECKING:
     from downstream.run.prepare import Prepared
@@ -458,4 +459,6 @@ def _line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stoppable():
+        status = main()
+    sys.exit(status)

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from upstream.base import Upstream
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress, share_terminal
+from upstream.common.stop import shielded
 from upstream.features.codec import Features
 from upstream.features.extract import extract
 from upstream.features.provide import provide
@@ -134,8 +134,11 @@ def local(workers: int) -> Iterator[Executor[Any]]:
         return
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
-    shared = (threads, context.Value("i", 0), context.RLock())
+    with shielded():  # the tracker of shared objects as well
+        shared = (threads, context.Value("i", 0), context.RLock())
     with ProcessPoolExecutor(workers, context, _start_worker, shared) as pool:
+        with shielded():
+            pool.submit(os.getpid)  # the first job starts all processes
 
         def execute(do: Callable[[Any], Line], jobs: Sequence[Any]) -> Iterator[tuple[Any, Line]]:
             futures = {pool.submit(do, job): job for job in jobs}
@@ -156,13 +159,11 @@ def local(workers: int) -> Iterator[Executor[Any]]:
 
 
 def _start_worker(threads: int, started: Any, lock: Any) -> None:
-    """Share cores, GPUs and terminal, leave signals to the parent and never outlive it."""
+    """Share cores, GPUs and terminal, and never outlive the parent (kill -9)."""
     torch.set_num_threads(threads)
     place = share_terminal(started, lock)
     if torch.cuda.is_available():
         torch.cuda.set_device(place % torch.cuda.device_count())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
