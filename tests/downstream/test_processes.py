@@ -119,13 +119,20 @@ def test_a_killed_command_leaves_its_work_to_the_other(
 
 
 @pytest.mark.parametrize(
-    "numbers",
-    [[signal.SIGHUP], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT, signal.SIGINT]],
-    ids=["hangup", "termination", "impatience"],
+    "send, numbers",
+    [
+        (os.killpg, [signal.SIGHUP]),
+        (os.kill, [signal.SIGTERM]),
+        (os.killpg, [signal.SIGINT, signal.SIGINT, signal.SIGINT]),
+    ],
+    ids=["terminal lost", "parent terminated", "Ctrl-C thrice"],
 )
-@pytest.mark.parametrize("whole", [True, False], ids=["group", "parent"])
 def test_a_stopped_command_ends_its_workers(
-    suite: Path, tmp_path: Path, start: Callable[..., Command], numbers: list[int], whole: bool
+    suite: Path,
+    tmp_path: Path,
+    start: Callable[..., Command],
+    send: Callable[[int, int], None],
+    numbers: list[int],
 ) -> None:
     results = tmp_path / "r"
     command = start(
@@ -135,7 +142,7 @@ def test_a_stopped_command_ends_its_workers(
     until(lambda: len(list(results.glob("*@*/*/*/seed*/.lease*"))) >= 2)
     for number in numbers:
         with contextlib.suppress(ProcessLookupError):
-            (os.killpg if whole else os.kill)(command.process.pid, number)
+            send(command.process.pid, number)
         time.sleep(0.2)
     assert command.process.wait(20) == 130
     end = time.monotonic() + 5
