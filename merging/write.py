@@ -31,7 +31,7 @@ from upstream.checkpoints import write as export
 from upstream.checkpoints.tensor_names import without_pretraining
 from upstream.common import disk
 from upstream.common.errors import UserError
-from upstream.encoder.encoder import Encoder
+from upstream.encoder.encoder import HEARD, Encoder
 
 RECORD = "merge.json"  # a folder that has it is finished
 
@@ -101,13 +101,11 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
         else:
             state = dict(stream)
             export.write(checkpoint(base, state), form, output / file)
-        plain = {**base.identity(), "padding": "exact"}  # as it is loaded without options
-        plain.pop("precision", None)
-        last = fingerprint(plain, {f"model.{name}": tensor for name, tensor in state.items()})
+        named = {f"model.{name}": tensor for name, tensor in state.items()}
+        last = fingerprint(base.identity(), named)
         first, *others = digests.result()
-    keys = {key for encoder in merge.models for key in getattr(encoder, "heard", ())}
-    if keys:
-        disk.write(output / HEARD, "".join(f"{key}\n" for key in sorted(keys)))
+    if heard := frozenset().union(*(encoder.heard for encoder in merge.models)):
+        disk.write(output / HEARD, "".join(f"{key}\n" for key in sorted(heard)))
     facts = {
         "base": base.source,
         "tuned": [encoder.source for encoder in merge.tuned],
