@@ -31,7 +31,7 @@ from upstream.checkpoints import write as export
 from upstream.checkpoints.tensor_names import without_pretraining
 from upstream.common import disk
 from upstream.common.errors import UserError
-from upstream.encoder.encoder import HEARD, Encoder
+from upstream.encoder.encoder import Encoder
 
 RECORD = "merge.json"  # a folder that has it is finished
 

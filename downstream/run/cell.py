@@ -39,8 +39,12 @@ def run(
     features: Features,
     results: Path,
     device: str = "cpu",
+    seen: int = 0,
 ) -> Score:
-    """Train, select and test the heads of one cell (of every fold) and save it."""
+    """Train, select and test the heads of one cell (of every fold) and save it.
+
+    `seen`: how many of the test utterances the upstream was fine-tuned on.
+    """
     begun = time.monotonic()
     recipe = prepared.recipe
     task = recipe.kind_of_task()
@@ -77,6 +81,7 @@ def run(
         source=identity.source,
         features=FEATURES.get(prepared.kind, f"{prepared.kind} frames"),
         clusters=prepared.clusters,
+        seen=seen,
         warnings=notes + _warnings(recipe, lr) + prepared.warnings,
         **provenance(),
     )

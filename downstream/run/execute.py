@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from downstream.base import METRICS
 from downstream.run import cell as cells
+from downstream.run.prepare import Prepared
 from downstream.run.schedule import CellJob, Pass, Request, RunOptions, Work
 from upstream.base import Upstream
 from upstream.common import disk
@@ -88,7 +89,7 @@ def make(job: Pass, options: RunOptions) -> Line:
 
 def compute(job: CellJob, options: RunOptions) -> Line:
     """Compute one cell, unless another process is computing it or has done so meanwhile."""
-    prepared, store, fingerprint = job.prepared, options.store, job.identity.fingerprint
+    prepared, store, fingerprint = _prepared(job.prepared), options.store, job.identity.fingerprint
     cell = cells.cell(job.identity, prepared, job.seed)
     name = f"{job.identity.name}: {prepared.recipe.name} seed {job.seed}"
     with disk.lease(cell.folder(options.results), wait=False) as ours:
@@ -103,7 +104,7 @@ def compute(job: CellJob, options: RunOptions) -> Line:
         else:  # the upstream itself is not needed
             kept = store.open(fingerprint, prepared.kind, prepared.clips)
         where = (options.results, options.device)
-        score = cells.run(job.identity, prepared, job.seed, kept, *where)
+        score = cells.run(job.identity, prepared, job.seed, kept, *where, job.seen)
     published = prepared.recipe.expect.get(job.request.name.split(":")[0])
     return (
         f"{name}: {METRICS[score.metric].label} {score.score:.2f} ({score.seconds:.0f} s)"
@@ -112,6 +113,7 @@ def compute(job: CellJob, options: RunOptions) -> Line:
     )
 
 
+_prepared = lru_cache(maxsize=4)(Prepared.load)  # of this process
 _last: dict[str, Upstream] = {}  # of this process: the shards of one upstream follow each other
 
 

@@ -69,6 +69,11 @@ class Prepared:
         """What each item should be recognised as."""
         return [item.target for item in self.items]
 
+    @property
+    def tested(self) -> list[Clip]:
+        """The test utterances of all folds."""
+        return [self.clips[i] for split in self.splits.values() for i in split["test"]]
+
     def labels(self, fold: str) -> Labels:
         """The classes of a fold's training targets."""
         targets = [self.targets[i] for i in self.splits[fold]["train"]]

@@ -17,7 +17,7 @@ from downstream.run.prepare import Prepared
 from upstream import load
 from upstream.base import Upstream
 from upstream.common.disk import free_bytes
-from upstream.features.clips import Clip
+from upstream.features.clips import Clip, overlapping
 from upstream.features.extract import Kind, bytes_of, shards
 from upstream.features.store import Store
 
@@ -65,8 +65,9 @@ class CellJob(NamedTuple):
 
     request: Request
     identity: Identity
-    prepared: Prepared
+    prepared: Path  # what `Prepared.save` wrote
     seed: int
+    seen: int  # test utterances that the upstream was fine-tuned on
 
 
 class Round(NamedTuple):
@@ -104,6 +105,8 @@ def survey(
     """Load every upstream and find its missing passes and cells."""
     identities: list[Identity] = []
     rounds: list[Round] = []
+    files = [task.save(options.store.root / "prepared") for task in tasks]
+    quick = {file for file, task in zip(files, tasks) if task.kind == "mean"}
     cnns: list[tuple[str | None, int]] = []  # of each round's upstream: fingerprint, bytes
     kept = 0
     for request in requests:
@@ -112,11 +115,12 @@ def survey(
         identities.append(identity)
         jobs: list[CellJob] = []
         unfinished = []
-        for task in tasks:
+        for task, file in zip(tasks, files):
             count = seeds or task.recipe.train.seeds
             missing = cells.missing(identity, task, count, options.results)
             kept += count - len(missing)
-            jobs += [CellJob(request, identity, task, seed) for seed in missing]
+            seen = len(overlapping(upstream.heard, task.tested)) if missing else 0
+            jobs += [CellJob(request, identity, file, seed, seen) for seed in missing]
             unfinished += [task] if missing else []
         needs = needed(upstream, identity.fingerprint, unfinished, options)
         entries = {(identity.fingerprint, kind) for kind in needs.kinds if kind}
@@ -127,7 +131,7 @@ def survey(
     rounds = [r for r in _joined(_sharing(rounds, cnns, options), options) if r.cells]
     for joined in rounds:
         # the long ones first, so that no process waits for the last
-        joined.cells.sort(key=lambda job: job.prepared.kind == "mean")
+        joined.cells.sort(key=lambda job: job.prepared in quick)
     return Work(identities, kept, rounds)
 
 

@@ -163,6 +163,23 @@ def test_eight_bit_frames_say_what_they_cost(base: Path, suite: Path, tmp_path: 
     assert "relative RMS error 0." in line and "float16" in line
 
 
+def test_cells_count_the_test_audio_that_fine_tuning_heard(
+    base: Path, suite: Path, tmp_path: Path
+) -> None:
+    """The first second of a file is all of a shorter one."""
+    how = settings(tmp_path / "r")
+    (task, _) = prepared(suite, how.results)
+    (split,) = task.splits.values()
+    heard = [
+        task.tested[0].key,
+        f"{task.tested[1].digest}:0.0-1.0",
+        task.clips[split["train"][0]].key,
+    ]
+    (base / "heard.txt").write_text("".join(f"{key}\n" for key in heard))
+    run([str(base)], suite, how, **{"train.steps": 20})
+    assert [result.score.seen for result in load_results(how.results)] == [2, 2]
+
+
 class Alone:
     """The plain path: every utterance by itself, in float32, nothing from disk."""
 

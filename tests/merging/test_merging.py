@@ -14,7 +14,9 @@ import torch
 import yaml
 
 import upstream
+from downstream.run.schedule import RunOptions
 from merging import merged as interpolation
+from merging import requests, write
 from merging.recipe import command, load_recipe, placed, recipe_of
 from merging.weights import compatibility as matching
 from tests import tiny
@@ -35,6 +37,74 @@ def test_merged_upstream_is_built_on_demand_and_identified_by_its_weights(
     merged = upstream.load("merged", alpha=1.0, **where)
     for name, tensor in merged.state_dict().items():
         assert torch.allclose(tensor, tuned.state_dict()[name], atol=1e-6)
+
+
+def test_a_merge_is_settled_once_into_a_folder_that_workers_load(
+    recipes: Path, tmp_path: Path
+) -> None:
+    options = RunOptions(tmp_path / "r", 1, "cpu")
+    listed, _ = requests.requests("merged", recipes, options.results, options)
+    folder = Path(listed[-1].load().source)
+    assert [each.name for each in listed[1:]] == ["finetuned", "merged"]
+    assert all(str(options.results / "upstreams") in each.spec for each in listed[1:])
+    record = json.loads((folder / "merge.json").read_text())
+    assert record["fingerprints"]["merged"] == listed[-1].load().fingerprint()
+    stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    where = {"recipe": str(recipes / "merged.yaml"), "results": str(options.results)}
+    assert upstream.load("merged", **where).source == str(folder)
+    assert upstream.load("merged", alpha=0.25, **where).source == str(folder), "by content"
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+
+
+def test_an_interrupted_merge_does_not_look_finished(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = {"recipe": str(recipes / "merged.yaml"), "results": str(tmp_path / "r")}
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(write, "write_card", interrupt)  # the weights are written by then
+        upstream.load("merged", **where)
+    (weights,) = (tmp_path / "r" / "upstreams").glob("merged@*/model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    upstream.load("merged", **where).fingerprint()
+    assert weights.read_bytes() == content, "made again"
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"merged@.*damaged"):
+        upstream.load("merged", **where).fingerprint()
+
+
+def test_a_merge_has_heard_what_its_models_have(tmp_path: Path) -> None:
+    base = related(tmp_path)
+    (base / "heard.txt").write_text("a\n")
+    (tmp_path / "tuned-1" / "heard.txt").write_text("a\nb:0.0-1.0\n")
+    plan = recipe_of(str(base), [str(tmp_path / "tuned-1")], None, {})
+    interpolation.write(plan, Path(), tmp_path / "out", tmp_path / "r")
+    assert (tmp_path / "out" / "heard.txt").read_text() == "a\nb:0.0-1.0\n"
+    assert upstream.load(str(tmp_path / "out")).heard == {"a", "b:0.0-1.0"}
+    for folder in (base, tmp_path / "tuned-1"):
+        (folder / "heard.txt").unlink()
+    interpolation.write(plan, Path(), tmp_path / "out", tmp_path / "r")
+    assert upstream.load(str(tmp_path / "out")).heard == frozenset()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "bert"}', "layers", "\0"])
+def test_the_same_form_refuses_a_config_that_is_not_the_weights(
+    tmp_path: Path, content: str
+) -> None:
+    base = related(tmp_path)
+    if content == "layers":
+        known = json.loads((base / "config.json").read_text())
+        content = json.dumps({**known, "num_hidden_layers": 2})
+    plan = recipe_of(str(base), [str(tmp_path / "tuned-1")], None, {})
+    interpolation.write(plan, Path(), tmp_path / "good", tmp_path / "r", "same")
+    (base / "config.json").write_text(content)
+    with pytest.raises(UserError, match=str(base)) as caught:
+        interpolation.write(plan, Path(), tmp_path / "out", tmp_path / "r", "same")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def related(folder: Path, seed: int = 1, size: float = 0.01, variant: str = "hubert") -> Path:
