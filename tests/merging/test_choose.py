@@ -15,6 +15,8 @@ import yaml
 from torch import Tensor
 
 import upstream
+from downstream.recipe import RECIPES
+from downstream.recipe import load as load_task
 from downstream.run import execute as jobs
 from downstream.run.schedule import Request, RunOptions
 from merging import choose
@@ -22,6 +24,7 @@ from merging import merged as interpolation
 from merging import requests as names
 from merging.choose import Choose, Dev, greedy, pick
 from merging.recipe import load_recipe
+from merging.tuning.recipe import load_recipe as load_tuning
 from upstream.common.errors import UserError
 
 METRICS = {"asr": "wer", "sid": "accuracy"}
@@ -289,3 +292,12 @@ def test_members_that_are_not_there_are_one_line(recipes: Path) -> None:
     assert upstream.load("merged", members="1", **where).fingerprint()
     with pytest.raises(UserError, match="alpha"):
         names.requests("merged:alpha=x", recipes, Path(where["results"]))
+
+
+def test_the_demo_chooses_on_other_audio_than_it_is_fine_tuned_on() -> None:
+    demo = RECIPES / "demo"
+    choice = load_recipe(demo / "chosen.yaml").choose
+    tuned = load_task(demo / load_tuning(demo / "finetune.yaml").task)
+    assert choice is not None
+    for task in choice.tasks:
+        assert load_task(demo / f"{task}.yaml").corpus["part"] != tuned.corpus["part"]
