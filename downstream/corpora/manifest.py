@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from downstream.base import Example
 from downstream.corpora.common import absent, read_text
-from downstream.corpora.splits import split_by_rule
+from downstream.corpora.splits import Part, Several, split_by_rule
 from upstream.common.errors import UserError, near_miss
 
 SPEAKER, SPLIT = "speaker", "split"  # the columns that may be absent as long as none is asked for
@@ -39,10 +39,10 @@ def read(
     split: str | None = SPLIT,
     start: str | None = None,
     end: str | None = None,
-    dev: float | None = None,
-    test: float | None = None,
-    split_by: str = "row",
-    folds: int | None = None,
+    dev: Part | None = None,
+    test: Part | None = None,
+    split_by: Literal["row", "speaker"] = "row",
+    folds: Several | None = None,
 ) -> list[Example]:
     """A table with one row per utterance; `target` is the column that the task learns.
 

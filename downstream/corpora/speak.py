@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import numpy as np
 import soundfile
 from scipy.fft import next_fast_len
 
+from upstream.common import disk
 from upstream.common.errors import UserError
 
 RATE = 16_000  # Hz, of the files
@@ -179,9 +179,8 @@ def main() -> None:
     spoken = []
     for line in (Line(*fields) for fields in json.load(sys.stdin)):
         wav, phones = record(line)
-        temporary = f"{line.path}.{os.getpid()}"
-        soundfile.write(temporary, wav, RATE, subtype="PCM_16", format="FLAC")
-        Path(temporary).rename(line.path)
+        with disk.whole(Path(line.path)) as part:
+            soundfile.write(part, wav, RATE, subtype="PCM_16", format="FLAC")
         spoken.append(phones)
     json.dump(spoken, sys.stdout, ensure_ascii=False)
 

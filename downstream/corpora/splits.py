@@ -6,30 +6,29 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from downstream.base import Example
-from upstream.common.errors import UserError, near_miss
+from upstream.common.errors import UserError
+from upstream.common.schema import Bound
 
-SPLIT_BY = ("row", "speaker")
+Part = Annotated[float, Bound(0, 1, open_low=True, open_high=True)]  # of the rows or speakers
+Several = Annotated[int, Bound(2, 1000)]
 
 
 def split_by_rule(
     examples: Sequence[Example],
     *,
-    dev: float | None,
-    test: float | None,
-    split_by: str,
-    folds: int | None,
+    dev: Part | None,
+    test: Part | None,
+    split_by: Literal["row", "speaker"],
+    folds: Several | None,
 ) -> list[Example]:
     """The examples with their splits set: train, dev and test, or fold1 ... fold<folds>.
 
     `dev` and `test` are shares of the rows, or of the speakers; `folds` is always over speakers.
     Raises UserError for a rule that makes no sense or cannot be met.
     """
-    if split_by not in SPLIT_BY:
-        raise UserError(
-            f"`split_by` is row or speaker, not {split_by!r}{near_miss(split_by, SPLIT_BY)}"
-        )
     shares = {name: share for name, share in (("dev", dev), ("test", test)) if share is not None}
     if folds is not None:
         if shares or split_by != "speaker":
@@ -41,9 +40,6 @@ def split_by_rule(
             "and `test`, or `folds` and `split_by: speaker`"
         )
     else:
-        for name, share in shares.items():
-            if not 0 < share < 1:
-                raise UserError(f"`{name}` is a share between 0 and 1, not {share}")
         if sum(shares.values()) >= 1:
             raise UserError("`dev` and `test` together leave nothing for train")
         splits = (_rows if split_by == "row" else _speakers)(examples, shares)
@@ -97,7 +93,7 @@ def _speakers(examples: Sequence[Example], shares: dict[str, float]) -> list[str
 def _folds(examples: Sequence[Example], folds: int) -> list[str]:
     """Whole speakers, the one with most utterances first, each into the smallest fold so far."""
     sizes = Counter(example.speaker for example in examples)
-    if not 2 <= folds <= len(sizes):
+    if folds > len(sizes):
         raise UserError(f"`folds: {folds}` is not possible with {len(sizes)} speakers")
     filled = dict.fromkeys((f"fold{k}" for k in range(1, folds + 1)), 0)
     fold_of = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from downstream.base import Item, Labels, Metric, Task
 from downstream.recipe import Recipe, Train
-from downstream.run.adam import WEIGHT_DECAY, Adam
+from downstream.run.adam import Adam
 from downstream.tasks.heads import Head
 from downstream.tasks.specaug import specaug
 from upstream.common import disk
@@ -206,7 +206,7 @@ class _Run:
     def __init__(self, train: Train, lr: float, head: Head) -> None:
         self.train, self.lr, self.head = train, lr, head
         self.parameters = [p for p in head.parameters() if p.requires_grad]
-        self.optimizer = Adam(self.parameters, lr, WEIGHT_DECAY[train.optimizer])
+        self.optimizer = Adam(self.parameters, lr, train.optimizer == "AdamW")
         self.best = float("nan")
         self.weights = self.copy()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from downstream.run.adam import WEIGHT_DECAY, Adam
+from downstream.run.adam import Adam
 from tests.conftest import ROOT
 
 HEAD_IS_TRAINED = """
@@ -41,11 +41,11 @@ def give_gradients(parameters: list[Tensor], step: int) -> None:
         p.grad = torch.randn(p.shape, generator=generator) * 10 ** (step % 5 - 3)
 
 
-@pytest.mark.parametrize("name", list(WEIGHT_DECAY))
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
 @pytest.mark.parametrize("lr", [1e-4, 1e-1])
 def test_fifty_steps_are_torch_optims(name: str, lr: float) -> None:
     ours, theirs = weights(), weights()
-    mine, reference = Adam(ours, lr, WEIGHT_DECAY[name]), getattr(torch.optim, name)(theirs, lr=lr)
+    mine, reference = Adam(ours, lr, name == "AdamW"), getattr(torch.optim, name)(theirs, lr=lr)
     for step in range(50):
         give_gradients(ours, step)
         give_gradients(theirs, step)

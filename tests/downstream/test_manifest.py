@@ -15,6 +15,7 @@ from downstream.corpora import manifest
 from tests.corpora import fault, wav
 from upstream import audio
 from upstream.common import PROJECT
+from upstream.common.schema import bind
 
 SAMPLE = Path(os.environ.get("SPEECH_SAMPLE", PROJECT.parent / "shared" / "speech"))
 
@@ -114,15 +115,18 @@ def test_without_a_speaker_column_each_utterance_is_its_own(tmp_path: Path) -> N
         (["path|text|end", "audio/a.wav|A|0"], {"end": "end"}, [":2: the part ends at 0 s"]),
         (["path|text", "audio/a.wav|A"], {}, ["manifest.tsv: no split column", "`folds`"]),
         (["path|text", "audio/a.wav|A"], {"dev": 0.5}, ["1 rows are too few for `dev: 0.5`"]),
-        (["path|text", "audio/a.wav|A"], {"dev": 1.5}, ["`dev` is a share"]),
+        (["path|text", "audio/a.wav|A"], {"dev": 1.5}, ["dev: 1.5 must be above 0 and below 1"]),
         (["path|text", "audio/a.wav|A"], {"dev": 0.5, "test": 0.5}, ["nothing for train"]),
         (["path|text", "audio/a.wav|A"], {"split_by": "speaker"}, ["needs a column of speakers"]),
-        (["path|text", "audio/a.wav|A"], {"split_by": "spaeker"}, ["did you mean speaker?"]),
+        (["path|text", "audio/a.wav|A"], {"split_by": "spaeker"}, ["not one of row, speaker"]),
         (["path|text", "audio/a.wav|A"], {"folds": 5}, ["goes with `split_by: speaker`"]),
     ],
 )
 def test_one_clear_line(tmp_path: Path, rows: list[str], options: Any, parts: list[str]) -> None:
-    line = fault(manifest.read, table(tmp_path, rows), "text", **options)
+    def read(root: Path) -> None:
+        manifest.read(root, "text", **bind(manifest.read, options, "corpus", ("root", "target")))
+
+    line = fault(read, table(tmp_path, rows))
     assert all(part in line for part in parts), line
 
 

@@ -80,6 +80,14 @@ def test_no_voice_serves_two_parts() -> None:
     assert sum(map(len, voices)) == len(set.union(*voices))
 
 
+@pytest.mark.parametrize("scale", [0.1, 1.0, 2.5])
+def test_no_voice_serves_two_splits_of_disjoint_speakers(scale: float) -> None:
+    for part in ("sentences", "digits"):
+        planned = synthetic.plan(part, scale=scale)
+        voices = [{i.line.voice for i in planned if i.split == s} for s in ("train", "dev", "test")]
+        assert sum(map(len, voices)) == len(set.union(*voices)), part
+
+
 def test_the_plan_depends_on_the_seed_alone() -> None:
     assert synthetic.plan("digits", 3, 0.1) == synthetic.plan("digits", 3, 0.1)
     assert synthetic.plan("digits", 3, 0.1) != synthetic.plan("digits", 4, 0.1)

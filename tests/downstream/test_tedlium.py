@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +32,27 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_training_is_filtered_and_tests_are_whole(root: Path) -> None:
+def targets(root: Path, split: str, hours: float | None = None) -> list[str]:
+    return [e.target for e in read(root, "text", hours=hours) if e.split == split]
+
+
+def test_every_split_is_filtered(root: Path) -> None:
+    for split in ("train", "dev", "test"):
+        assert targets(root, split) == ["IT'S A WELL KNOWN FACT", "THE END"]
     found = read(root, "text")
-    assert [e.target for e in found if e.split == "train"] == ["IT'S A WELL KNOWN FACT", "THE END"]
-    assert len([e for e in found if e.split == "test"]) == 4
     assert found[1].start == 6.0 and found[1].end == 9.0 and found[1].speaker == "Ann"
 
 
-def test_hours_stop_at_the_budget(root: Path) -> None:
-    assert len([e for e in read(root, "text", hours=4 / 3600) if e.split == "train"]) == 1
-    assert len([e for e in read(root, "text", hours=None) if e.split == "train"]) == 2
+def test_hours_stop_at_the_first_segment_that_does_not_fit(root: Path) -> None:
+    """Nothing shorter of a later talk fills the rest; dev and test are whole."""
+    later = root / "legacy" / "train" / "stm" / "zlater.stm"
+    later.write_text("zlater 1 Bo 0.00 1.50 <o,f0,male> short\n")
+    audio = root / "legacy" / "train" / "sph" / "traintalk.sph"
+    shutil.copy(audio, audio.with_name("zlater.sph"))
+    assert targets(root, "train", 4 / 3600) == ["IT'S A WELL KNOWN FACT"]
+    assert targets(root, "train", 5 / 3600) == ["IT'S A WELL KNOWN FACT", "THE END"]
+    assert targets(root, "train") == ["IT'S A WELL KNOWN FACT", "THE END", "SHORT"]
+    assert len(targets(root, "test", 4 / 3600)) == 2
 
 
 def test_missing_audio_is_named(root: Path) -> None:
