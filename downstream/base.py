@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from upstream.common.registry import Registry
+
+if TYPE_CHECKING:
+    from downstream.tasks.heads import Head
 
 Direction = Literal["lower", "higher"]
 
@@ -170,8 +173,13 @@ class Task:
 
 # A corpus turns a folder into Examples: read(root, target, **options). `target` says which of its
 # annotations the task wants (text, phones, speaker, emotion, or a manifest column).
-Reader = Callable[..., list[Example]]
+Reader = Callable[..., Iterable[Example]]
 CORPORA: Registry[Reader] = Registry("corpus")
+
+HEADS: Registry[Callable[..., Head]] = Registry("head")
+HEADS.add("utterance", "downstream.tasks.heads:Utterance", "projection, mean, linear (SID, ER)")
+HEADS.add("frame_ctc", "downstream.tasks.heads:FrameCTC", "two linear layers on every frame (PR)")
+HEADS.add("recurrent_ctc", "downstream.tasks.heads:RecurrentCTC", "projection and BiLSTMs (ASR)")
 
 METRICS: Registry[Metric] = Registry("metric")
 METRICS.add("wer", "downstream.tasks.metrics:WER", "word error rate")

@@ -14,7 +14,7 @@ import downstream.corpora  # noqa: F401 - registers the readers
 from downstream.base import CORPORA, TASKS, Example, Task
 from downstream.tasks.heads import Head, constructor
 from downstream.tasks.lexicon import to_phones
-from upstream.common import PROJECT
+from upstream.common import PROJECT, user_code
 from upstream.common.errors import UserError, near_miss
 from upstream.common.registry import Registry
 from upstream.common.schema import (
@@ -89,9 +89,9 @@ class Recipe:
             data.pop(key)
         data["train"].pop("seeds")
         data["corpus"].pop("root", None)
-        code, colon, _ = str(self.head.get("name", "")).rpartition(":")
-        if colon:
-            data["head"]["code"] = (Path(self.path).parent / code).read_text()
+        for names in (data, data["corpus"], data["head"]):
+            for key in {"task", "name"} & names.keys():
+                names[key] = user_code.identity(str(names[key]))
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
     def kind_of_task(self) -> Task:
@@ -102,11 +102,10 @@ class Recipe:
     ) -> Callable[[int, int, int], Head]:
         """What makes the task's head from (layers, dim, classes), with `options` or its own.
 
-        A head's file lies beside this recipe. Raises UserError naming `where`.
+        Raises UserError naming `where`.
         """
         options = self.head if options is None else options
-        folder, where = Path(self.path).parent, where or f"{self.path}: head"
-        return constructor(options, self.kind_of_task().head, folder, where)
+        return constructor(options, self.kind_of_task().head, where or f"{self.path}: head")
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for score.json."""
@@ -149,7 +148,7 @@ def examples(recipe: Recipe, results: Path) -> list[Example]:
     options = {k: v for k, v in recipe.corpus.items() if k not in ("name", "root")}
     root = expand(recipe.corpus["root"], f"{where}: root", RESULTS=str(results))
     reader = CORPORA[recipe.corpus["name"]]
-    items = reader(root, **bind(reader, options, where, given=("root",)))
+    items = list(reader(root, **bind(reader, options, where, given=("root",))))
     if not items:
         raise UserError(f"{where}: no utterances in {root}")
     if recipe.lexicon:

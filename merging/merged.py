@@ -30,7 +30,7 @@ from merging.recipe import (
 from merging.tuning import build_tuned
 from merging.weights.calibration import utterances
 from merging.write import RECORD, Merge, Written, as_encoder, write_merge, write_same
-from upstream.common import disk
+from upstream.common import disk, user_code
 from upstream.common.errors import UserError, near_miss
 from upstream.encoder.encoder import Encoder
 
@@ -95,6 +95,7 @@ def _choice_tasks(plan: MergeRecipe, recipe: Path, results: Path) -> list[Prepar
 def folder_of(merge: Merge) -> Path:
     """Where the weights of a merge are kept, under whatever name they were asked for."""
     plan = replace(merge.plan, base="", tuned=[], compare=[], choose=None)
+    plan = replace(plan, method=user_code.identity(plan.method))
     clips = utterances(plan.calibrate, merge.recipe.parent, merge.results) if plan.calibrate else []
     facts = [VERSION, dataclasses.asdict(plan), [clip.key for clip in clips], merge.fingerprints()]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]

@@ -15,12 +15,7 @@ computation, not a result.
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib.util
-import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -31,18 +26,15 @@ import torch
 from torch import Tensor
 
 from upstream.base import Upstream
-from upstream.common import PROJECT, disk
+from upstream.common import user_code
 from upstream.common.errors import UserError, near_miss
 
-ROOMS = [PROJECT / room for room in ("upstream", "downstream", "merging")]
-LIBRARIES = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")]
 PROBE = 8_000  # samples
 
 
 def loader_of(path: Path, name: str) -> Callable[..., Upstream]:
     """The class `name` of the user's file, a subclass of Upstream. Runs the file. UserError."""
-    disk.require_file(path)
-    module = _run(path)
+    module = user_code.run(path)
     classes = {
         key: value
         for key, value in vars(module).items()
@@ -55,7 +47,7 @@ def loader_of(path: Path, name: str) -> Callable[..., Upstream]:
     user_class = classes[name]
 
     def construct(**options: Any) -> Upstream:
-        built: Upstream = _in_user_code(path, lambda: user_class(**options).eval())
+        built: Upstream = user_code.in_user_code(path, lambda: user_class(**options).eval())
         for field in ("num_layers", "dim", "stride"):
             if not isinstance(getattr(built, field, None), int):
                 raise UserError(f"{path}:{name} must set self.{field} to a whole number")
@@ -67,34 +59,16 @@ def loader_of(path: Path, name: str) -> Callable[..., Upstream]:
     return construct
 
 
-def _run(path: Path) -> ModuleType:
-    """The user's file as a module, run anew with all that it imports of the user's."""
-    name = f"user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    for imported in _user_modules(path):
-        del sys.modules[imported]
-    sys.modules[name] = module  # where pickle and inspect look for it
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # it is told by whole seconds
-    try:
-        _in_user_code(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
-    finally:
-        sys.dont_write_bytecode = writes
-    return module
-
-
 def _evidence(built: Upstream, module: ModuleType) -> dict[str, Any]:
     """What the output rests on besides options and weights, as JSON can hold it."""
     size = _probe(built)  # first: it may import modules and load files
     path = Path(str(module.__file__))
-    modules = [module, *(sys.modules[name] for name in _user_modules(path))]
-    texts = [disk.read(Path(str(each.__file__))) for each in modules]
+    modules = [module, *user_code.imported(path)]
     weights = {id(tensor) for tensor in built.state_dict(keep_vars=True).values()}
     held = [t for part in (*built.modules(), *modules) for t in _tensors(vars(part))]
     digests = {_digest(tensor) for tensor in held if id(tensor) not in weights}
     return {
-        "files": sorted({hashlib.sha256(text).hexdigest() for text in texts}),
+        "files": user_code.digest(path),
         "tensors": sorted(digests),
         "output": size,
     }
@@ -121,44 +95,6 @@ def _probe(built: Upstream) -> list[str]:
         torch.set_num_threads(threads)
 
 
-def _user_modules(path: Path) -> list[str]:
-    """The imported modules, neither of a library nor of this project, that a file's code names."""
-    names: dict[str, None] = {}
-    waiting = [(path, "")]
-    while waiting:
-        place, package = waiting.pop()
-        for name in _imports(place, package):
-            module = sys.modules.get(name)
-            file = getattr(module, "__file__", None)
-            if name not in names and file and file.endswith(".py") and not _known(Path(file)):
-                names[name] = None
-                waiting.append((Path(file), getattr(module, "__package__", "") or ""))
-    return list(names)
-
-
-def _known(file: Path) -> bool:
-    return any(file.is_relative_to(folder) for folder in (*ROOMS, *LIBRARIES))
-
-
-def _imports(path: Path, package: str) -> Iterator[str]:
-    """Every module that a file's import statements may name, parents included."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join(filter(None, [*(parents if node.level else []), node.module or ""]))
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
-
-
 def _tensors(value: Any) -> Iterator[Tensor | np.ndarray[Any, Any]]:
     """Tensors and arrays in nested containers."""
     if isinstance(value, (Tensor, np.ndarray)):
@@ -175,19 +111,3 @@ def _digest(tensor: Tensor | np.ndarray[Any, Any]) -> str:
     array = tensor.detach().cpu().contiguous() if isinstance(tensor, Tensor) else tensor
     content = array.reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array
     return hashlib.sha256(content.tobytes()).hexdigest()
-
-
-def _in_user_code(path: Path, act: Callable[[], Any]) -> Any:
-    """Run a piece of the user's file; what goes wrong there is one line with its place."""
-    try:
-        return act()
-    except UserError:
-        raise
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).name == path.name]
-        place = f"{path}:{lines[-1]}" if lines else str(path)
-        reason = " ".join(str(error).split())
-        raise UserError(f"{place}: {type(error).__name__}: {reason}") from error

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from downstream.base import HEADS
 from upstream.base import valid
-from upstream.common.errors import UserError, near_miss
-from upstream.common.registry import Registry
+from upstream.common.errors import UserError
 from upstream.common.schema import Bound, Dropout, bind
 
-HEADS: Registry[Callable[..., Head]] = Registry("head")
 Width = Annotated[int, Bound(1, 2**16)]  # of a layer
 Depth = Annotated[int, Bound(1, 64)]  # layers
 
@@ -57,19 +54,17 @@ class Head(nn.Module):
 
 
 def constructor(
-    options: Mapping[str, Any], usual: str | None, folder: Path, where: str
+    options: Mapping[str, Any], usual: str | None, where: str
 ) -> Callable[[int, int, int], Head]:
     """What makes the head from (layers, dim, classes), its `options` checked and filled in.
 
-    It is the `usual` one unless the option `name` asks for another: a name in HEADS, or
-    `file.py:Class` with a path relative to `folder`. Raises UserError naming `where`.
+    It is the `usual` one unless the option `name` asks for another. Raises UserError.
     """
     name = options.get("name", usual)
     if not isinstance(name, str):
         raise UserError(f"{where}: name: must be text; one of {', '.join(HEADS)}, or FILE.py:CLASS")
-    path, _, class_name = name.rpartition(":")
     try:
-        head = _from_file(folder / path, class_name) if path.endswith(".py") else HEADS[name]
+        head = HEADS[name]
     except UserError as error:
         raise UserError(f"{where}: name: {error}") from error
     others = {key: value for key, value in options.items() if key != "name"}
@@ -77,25 +72,6 @@ def constructor(
     return functools.partial(head, **bind(head, others, where, given))
 
 
-@functools.cache
-def _from_file(path: Path, name: str) -> type[Head]:
-    """The class `name` of a user's file, which is run."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code does
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    heads = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Head)}
-    if name not in heads:
-        raise UserError(f"{path} has no subclass of Head named {name!r}{near_miss(name, heads)}")
-    return heads[name]
-
-
-@HEADS.register("utterance", about="projection, mean over time, linear (SID, ER)")
 class Utterance(Head):
     """Linear(D -> projector), mean over valid frames, Linear(projector -> classes).
 
@@ -147,7 +123,6 @@ class CTC(Head):
         ]
 
 
-@HEADS.register("frame_ctc", about="two linear layers on every frame (PR)")
 class FrameCTC(CTC):
     """Linear(D -> projector), Linear(projector -> classes) on every frame (FrameLevel in s3prl)."""
 
@@ -165,7 +140,6 @@ class FrameCTC(CTC):
         return F.linear(features, weight, bias)
 
 
-@HEADS.register("recurrent_ctc", about="projection and bidirectional LSTMs (ASR)")
 class RecurrentCTC(CTC):
     """Linear(D -> projector), bidirectional LSTMs with dropout after each, Linear to classes.
 

@@ -17,6 +17,7 @@ from downstream import recipe as task_recipes
 from downstream.run.prepare import Prepared, prepare
 from merging.tuning.strategies import STRATEGIES
 from upstream.checkpoints.read import Checkpoint
+from upstream.common import user_code
 from upstream.common.errors import UserError, near_miss
 from upstream.common.schema import (
     Amount,
@@ -63,8 +64,10 @@ class TuningRecipe:
 
     def facts(self) -> dict[str, Any]:
         """The recipe as plain values; LATER keys only where they were written."""
-        values = dataclasses.asdict(self).items()
-        return {key: value for key, value in values if key not in LATER or value != LATER[key]}
+        values = dataclasses.asdict(self) | {"strategy": user_code.identity(self.strategy)}
+        if "name" in self.head:
+            values["head"]["name"] = user_code.identity(str(self.head["name"]))
+        return {k: v for k, v in values.items() if k not in LATER or v != LATER[k]}
 
     def dropouts(self) -> dict[str, float]:
         """The fields of config.json that the recipe overrides."""

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar, cast
 
+from upstream.common import user_code
 from upstream.common.errors import UserError, near_miss
 
 T = TypeVar("T")
@@ -42,7 +43,9 @@ class Registry(Generic[T]):
         return decorate
 
     def __getitem__(self, name: str) -> T:
-        """The entry; UserError with the near match if there is none."""
+        """The entry, or what `mine.py:Thing` names; UserError, with the near match, for neither."""
+        if user_code.NAME.fullmatch(name):
+            return cast(T, user_code.thing(name))
         if name not in self._entries:
             raise UserError(f"unknown {self.kind} {name!r}{near_miss(name, self._entries)}")
         entry = self._entries[name]
@@ -53,7 +56,9 @@ class Registry(Generic[T]):
         return entry
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._entries or (
+            isinstance(name, str) and user_code.NAME.fullmatch(name) is not None
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 import yaml
 
-from upstream.common import disk
+from upstream.common import disk, user_code
 from upstream.common.errors import UserError, near_miss
 
 T = TypeVar("T")
@@ -179,7 +179,10 @@ def _number(value: Any, kind: type, bounds: Iterable[Bound], where: str) -> Any:
 
 
 def read_yaml(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A YAML file as a mapping, with dotted `overrides` (`train.steps`) set in it. UserError."""
+    """A YAML file as a mapping, with dotted `overrides` (`train.steps`) set in it. UserError.
+
+    A user's `mine.py:Thing` that lies beside the file becomes an absolute path.
+    """
     try:
         text = disk.read(path, LARGEST_YAML).decode()
     except UnicodeDecodeError as error:
@@ -192,7 +195,7 @@ def read_yaml(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[st
     data = read_value(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, not {_kind(data)}")
-    return override(data, overrides or {}, str(path))
+    return override(user_code.beside(data, path.parent), overrides or {}, str(path))
 
 
 def override(data: dict[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""A user's own Python, named where a registered name could stand: `mine.py:Thing`.
+
+Results and features are found by what made them, so the content of such a file, and of every module
+of the user's that it imports in turn, is part of their identity.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from upstream.common import PROJECT, disk
+from upstream.common.errors import UserError, near_miss
+
+NAME = re.compile(r"(.+\.py):(\w+)")
+ROOMS = [PROJECT / room for room in ("upstream", "downstream", "merging")]
+LIBRARIES = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")]
+
+
+def thing(name: str) -> Any:
+    """What `mine.py:Thing` names; the file is run once per process. Raises UserError."""
+    found = NAME.fullmatch(name)
+    assert found is not None
+    path = Path(found[1]).absolute()
+    module = _run_once(path)
+    if not hasattr(module, found[2]):
+        names = [key for key in vars(module) if not key.startswith("_")]
+        raise UserError(f"{path} has no {found[2]}{near_miss(found[2], names)}")
+    return getattr(module, found[2])
+
+
+def identity(name: str) -> str:
+    """`name`; of a file its own name and the digest of all that it rests on, wherever it lies."""
+    found = NAME.fullmatch(name)
+    if not found:
+        return name
+    path = Path(found[1]).absolute()
+    _run_once(path)
+    return f"{path.name}:{found[2]}@{digest(path)}"
+
+
+def beside(value: Any, folder: Path) -> Any:
+    """`value` with every `mine.py:Thing` in it that lies in `folder` made an absolute path."""
+    if isinstance(value, dict):
+        return {key: beside(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [beside(item, folder) for item in value]
+    found = NAME.fullmatch(value) if isinstance(value, str) else None
+    here = found and (folder / found[1]).is_file()
+    return str((folder / value).absolute()) if here else value
+
+
+def imported(path: Path) -> list[ModuleType]:
+    """The user's modules that a file which was run imports, in turn."""
+    return [sys.modules[name] for name in _user_modules(path)]
+
+
+def digest(path: Path) -> str:
+    """12 hex digits over the content of a file that was run and of the modules it imports."""
+    files = [path, *(Path(str(module.__file__)) for module in imported(path))]
+    contents = sorted(hashlib.sha256(disk.read(file)).hexdigest() for file in files)
+    return hashlib.sha256("".join(contents).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _run_once(path: Path) -> ModuleType:
+    return run(path)
+
+
+def run(path: Path) -> ModuleType:
+    """The user's file as a module, run anew with all that it imports of the user's."""
+    disk.require_file(path)
+    name = f"user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    for imported in _user_modules(path):
+        del sys.modules[imported]
+    sys.modules[name] = module  # where pickle and inspect look for it
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # it is told by whole seconds
+    try:
+        in_user_code(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    finally:
+        sys.dont_write_bytecode = writes
+    return module
+
+
+def _user_modules(path: Path) -> list[str]:
+    """The imported modules, neither of a library nor of this project, that a file's code names."""
+    names: dict[str, None] = {}
+    waiting = [(path, "")]
+    while waiting:
+        place, package = waiting.pop()
+        for name in _imports(place, package):
+            module = sys.modules.get(name)
+            file = getattr(module, "__file__", None)
+            if name not in names and file and file.endswith(".py") and not _known(Path(file)):
+                names[name] = None
+                waiting.append((Path(file), getattr(module, "__package__", "") or ""))
+    return list(names)
+
+
+def _known(file: Path) -> bool:
+    return any(file.is_relative_to(folder) for folder in (*ROOMS, *LIBRARIES))
+
+
+def _imports(path: Path, package: str) -> Iterator[str]:
+    """Every module that a file's import statements may name, parents included."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join(filter(None, [*(parents if node.level else []), node.module or ""]))
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def in_user_code(path: Path, act: Callable[[], Any]) -> Any:
+    """Run a piece of the user's file; what goes wrong there is one line with its place."""
+    try:
+        return act()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).name == path.name]
+        place = f"{path}:{lines[-1]}" if lines else str(path)
+        reason = " ".join(str(error).split())
+        raise UserError(f"{place}: {type(error).__name__}: {reason}") from error
