@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from upstream.common import PROJECT, schema
+from upstream.common import PROJECT, schema, user_code
 from upstream.common.errors import UserError
 from upstream.common.registry import Registry
 from upstream.encoder.config import Padding, Precision
@@ -37,7 +37,6 @@ UPSTREAMS: Registry[Loader] = Registry("upstream")
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 RECIPES = (".yaml", ".yml")
-USER = re.compile(r"(.+\.py):(\w+)")
 OPTION = re.compile(r"[:,](?=[A-Za-z_]\w*=)")  # a colon or comma is part of a path otherwise
 
 
@@ -85,7 +84,7 @@ def call(spec: str, **options: Any) -> tuple[Loader, dict[str, Any]]:
 def require(spec: str) -> None:
     """Raise what `load` would for a name that does not exist, at once: loads and runs nothing."""
     name, _ = parse(spec)
-    if name not in UPSTREAMS and not USER.fullmatch(name):
+    if name not in UPSTREAMS:
         _loader(name)
 
 
@@ -132,6 +131,11 @@ def split_specs(text: str) -> list[str]:
 
 def _loader(name: str) -> tuple[Loader, dict[str, Any]]:
     """A name without options -> its loader, and the arguments that the name itself fixes."""
+    if user := user_code.NAME.fullmatch(name):
+        path = _existing(Path(user[1]))
+        from upstream.user_class import loader_of
+
+        return loader_of(path, user[2]), {}
     if name in UPSTREAMS:
         loader = UPSTREAMS[name]
         return (loader.func, loader.keywords) if isinstance(loader, partial) else (loader, {})
@@ -142,11 +146,6 @@ def _loader(name: str) -> tuple[Loader, dict[str, Any]]:
 
         s3prl.package_of(name[6:])
         return s3prl.load, {"name": name[6:]}
-    if user := USER.fullmatch(name):
-        path = _existing(Path(user[1]))
-        from upstream.user_class import loader_of
-
-        return loader_of(path, user[2]), {}
     path = Path(name)
     if path.suffix in RECIPES:
         recipe = _existing(path)  # before the loader, which needs torch

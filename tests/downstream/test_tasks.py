@@ -134,7 +134,7 @@ def test_a_head_is_checked_like_everything(suite: Path, tmp_path: Path) -> None:
     assert "unknown key 'with'; did you mean width?" in fault(**{"name": "mine.py:Deep", "with": 3})
     assert "no such file" in fault(name="theirs.py:Deep")
     (suite / "broken.py").write_text("1 / 0")
-    assert "broken.py: ZeroDivisionError" in fault(name="broken.py:Deep")
+    assert "broken.py:1: ZeroDivisionError" in fault(name="broken.py:Deep")
     for size in (0, -1, 10**12):
         assert "projector" in fault(projector=size)
     before = recipe.load(suite / "label.yaml", {"head": {"name": "mine.py:Deep"}}).hash

@@ -54,7 +54,7 @@ class Bound(NamedTuple):
 LARGEST = 2**31 - 1
 Positive = Annotated[int, Bound(1, LARGEST)]  # a size or a number of things
 Natural = Annotated[int, Bound(0, LARGEST)]  # a number of things that may be none; a seed
-Amount = Annotated[float, Bound(0, math.inf, open_low=True, open_high=True)]  # seconds, a rate
+Amount = Annotated[float, Bound(0, 1e9, open_low=True)]  # seconds, a gradient norm
 Share = Annotated[float, Bound(0, 1)]
 Dropout = Annotated[float, Bound(0, 1, open_high=True)]
 # what a number without a bound of its own must be
@@ -195,7 +195,7 @@ def read_yaml(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[st
     data = read_value(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, not {_kind(data)}")
-    return override(user_code.beside(data, path.parent), overrides or {}, str(path))
+    return dict(user_code.beside(override(data, overrides or {}, str(path)), path.parent))
 
 
 def override(data: dict[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
