@@ -176,7 +176,7 @@ def test_what_is_given_is_not_the_files_to_say() -> None:
     assert "did you mean steps?" in refused(build, Plan, {"stesp": 3}, "x")
     assert "missing key 'steps'" in refused(build, Plan, {}, "x")
     line = refused(build, Plan, {"steps": 1, "parts": [{"rate": 1}, {"rate": 0}]}, "x")
-    assert line == "x: parts[1]: rate: 0.0 must be above 0"
+    assert line == "x: parts[1]: rate: 0.0 must be above 0 and at most 1000000000"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Bound(NamedTuple):
 
     def __str__(self) -> str:
         if math.isinf(self.low):
-            return "a finite number" if math.isinf(self.high) else f"at most {self.high:g}"
+            return "a finite number" if math.isinf(self.high) else f"at most {self.high:.10g}"
         low = f"{'above' if self.open_low else 'at least'} {self.low:.10g}"
         if math.isinf(self.high):
             return low
