@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from downstream.base import Example
 from upstream.common.errors import UserError, near_miss
-
-
-def known_target(corpus: str, target: str, known: Iterable[str]) -> None:
-    """Raises UserError if the corpus has no such annotation."""
-    if target not in known:
-        raise UserError(f"{corpus} has no target {target!r}{near_miss(target, known)}")
 
 
 def read_text(path: Path) -> str:

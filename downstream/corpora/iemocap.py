@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from downstream.base import Example
-from downstream.corpora.common import complete, known_target, read_text, require_folder
+from downstream.corpora.common import complete, read_text, require_folder
 
 CLASSES = {"neu": "neu", "hap": "hap", "exc": "hap", "ang": "ang", "sad": "sad"}
 SIZES = {"session1": 1085, "session2": 1023, "session3": 1151, "session4": 1031, "session5": 1241}
@@ -15,7 +16,7 @@ SIZES = {"session1": 1085, "session2": 1023, "session3": 1151, "session4": 1031,
 LABEL = re.compile(r"^\[[\d.]+ - [\d.]+\]\t(?P<name>\S+)\t(?P<emotion>\S+)\t\[", re.MULTILINE)
 
 
-def read(root: Path, target: str, *, check: bool = True) -> list[Example]:
+def read(root: Path, target: Literal["emotion"], *, check: bool = True) -> list[Example]:
     """IEMOCAP, improvised and scripted; `target` is "emotion": neu, hap (with exc), ang or sad.
 
     `root` holds Session1 ... Session5 as they unpack; the split of an utterance is "session1" ...
@@ -24,7 +25,6 @@ def read(root: Path, target: str, *, check: bool = True) -> list[Example]:
     undecided, ...) are no part of the task. `check=False` accepts a partial copy.
     Raises UserError naming what is missing.
     """
-    known_target("iemocap", target, ("emotion",))
     require_folder(root, "root")
     examples = []
     for split in SIZES:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from downstream.base import Example
-from downstream.corpora.common import complete, known_target, read_text, require_folder
+from downstream.corpora.common import complete, read_text, require_folder
 from upstream.common.errors import UserError, near_miss
 
 # utterances per part (Panayotov et al., ICASSP 2015; counted on the OpenSLR 12 archives)
@@ -23,7 +24,7 @@ SIZES = {
 
 def read(
     root: Path,
-    target: str,
+    target: Literal["text", "speaker"],
     *,
     train: str = "train-clean-100",
     dev: str = "dev-clean",
@@ -37,7 +38,6 @@ def read(
     accepts parts of another size (a partial copy, a part of one's own).
     Raises UserError naming what is missing.
     """
-    known_target("librispeech", target, ("text", "speaker"))
     require_folder(root, "root")
     examples = []
     for split, part in (("train", train), ("dev", dev), ("test", test)):

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 from downstream.base import Example
-from downstream.corpora.common import complete, known_target, read_text, require_folder
+from downstream.corpora.common import complete, read_text, require_folder
 from upstream.common.schema import Amount
 
 SPLITS = ("train", "dev", "test")
@@ -17,7 +18,11 @@ SHORTEST, LONGEST = 1.0, 60.0  # seconds, as in the release's asr_ted
 
 
 def read(
-    root: Path, target: str, *, hours: Amount | None = 10.0, check: bool = True
+    root: Path,
+    target: Literal["text", "speaker"],
+    *,
+    hours: Amount | None = 10.0,
+    check: bool = True,
 ) -> list[Example]:
     """Segments of `legacy/{train,dev,test}`: `stm/*.stm` with times and text, `sph/*.sph`.
 
@@ -27,7 +32,6 @@ def read(
     outside 1 to 60 s, and what is no speech (`ignore_time_segment_in_scoring`). `check=False`
     accepts a partial copy. Raises UserError naming what is missing.
     """
-    known_target("tedlium", target, ("text", "speaker"))
     folder = require_folder(root / "legacy" if (root / "legacy").is_dir() else root, "root")
     examples: list[Example] = []
     for split in SPLITS:

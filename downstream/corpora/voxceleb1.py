@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from downstream.base import Example
-from downstream.corpora.common import complete, known_target, read_text, require_folder
+from downstream.corpora.common import complete, read_text, require_folder
 from upstream.common.errors import UserError
 
 SPLITS = {"1": "train", "2": "dev", "3": "test"}
@@ -19,7 +20,7 @@ WAV_FOLDERS = ("wav", "dev/wav", "test/wav")
 
 
 def read(
-    root: Path, target: str, *, split_file: str | None = None, check: bool = True
+    root: Path, target: Literal["speaker"], *, split_file: str | None = None, check: bool = True
 ) -> list[Example]:
     """VoxCeleb1 identification; `target` is "speaker" (id10001 ... id11251).
 
@@ -27,7 +28,6 @@ def read(
     `iden_split.txt` (or `split_file`, relative to `root`): lines of split (1 train, 2 dev, 3 test)
     and path. `check=False` accepts a partial copy. Raises UserError naming what is missing.
     """
-    known_target("voxceleb1", target, ("speaker",))
     require_folder(root, "root")
     source = _split_file(root, split_file)
     homes = _speaker_folders(root)

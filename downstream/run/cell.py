@@ -72,7 +72,7 @@ def run(
         score=score,
         lr=lr,
         dev=dev,
-        n=len(records),
+        n=len({record.id for record in records}),
         speakers=len({record.speaker for record in records}),
         steps=recipe.train.steps,
         seconds=time.monotonic() - begun,
