@@ -18,7 +18,7 @@ from upstream.base import SAMPLE_RATE, Upstream
 from upstream.encoder.encoder import Encoder
 from upstream.features import extract as cache
 from upstream.features.clips import Clip
-from upstream.features.extract import Features
+from upstream.features.codec import Features
 from upstream.features.store import Store
 
 PROBE = 120.0  # seconds of audio for the passes that are only compared with each other

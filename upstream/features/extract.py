@@ -6,25 +6,18 @@ CNN, which Speech-FT never trains, can be kept too: every upstream with the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from upstream.base import SAMPLE_RATE, Hidden, Upstream
 from upstream.common.progress import progress
-from upstream.features.clips import Clip, require_unchanged
-from upstream.features.codec import Features, Kind, encode
-from upstream.features.forward import (
-    Run,
-    ahead,
-    contextual,
-    convolved,
-    halving,
-    require_finite,
-    whole,
-)
+from upstream.features.clips import Clip
+from upstream.features.codec import Kind, encode
+from upstream.features.forward import Run, Source, ahead, convolved, whole
 from upstream.features.shards import Writer
 from upstream.features.store import Store
 
@@ -34,15 +27,19 @@ Target = tuple[str, Kind]  # fingerprint and kind: an entry of the store
 BYTES = {"mean": 4.0, "float16": 2.0, "int8": 1.0, "cnn": 4.0}  # of one number
 
 
+def shape(upstream: Upstream, kind: Kind) -> tuple[int, int]:
+    """Layers and numbers in each."""
+    if kind != "cnn":
+        return upstream.num_layers, upstream.dim
+    config: Any = upstream.config  # only an Encoder shares its CNN
+    return 1, config.conv_dim[-1]
+
+
 def bytes_of(upstream: Upstream, kind: Kind, seconds: float) -> int:
     """About how much disk `kind` takes for this much audio; utterances of 4 s for means."""
     rows = seconds / UTTERANCE if kind == "mean" else seconds * SAMPLE_RATE / upstream.stride
-    width = upstream.num_layers * upstream.dim
-    if kind == "cnn":
-        config: Any = upstream.config  # only an Encoder shares its CNN
-        width = config.conv_dim[-1]
-    scales = 4 * upstream.num_layers if kind == "int8" else 0
-    return round(rows * (width * BYTES[kind] + scales))
+    layers, dim = shape(upstream, kind)
+    return round(rows * layers * (dim * BYTES[kind] + (4 if kind == "int8" else 0)))
 
 
 def shards(clips: Sequence[Clip]) -> list[list[Clip]]:
@@ -93,108 +90,65 @@ def extract(
         store.describe(entry, name, upstream.source)
     for number, part in enumerate(parts, 1):
         what = f"{name}: features" + (f", part {number} of {len(parts)}" if parts[1:] else "")
-        job = _Job(upstream, part, store, batch_seconds, what.removeprefix(": "))
-        if not cnn:
-            job.make(targets, whole, _waves)
-            continue
-        job.make(first, convolved, _waves)
-        job.make(targets, contextual, _outputs(store, cnn, part))
+        make = partial(_make, upstream, part, store, cnn, batch_seconds, what.removeprefix(": "))
+        make(first, convolved)
+        make(targets, whole)
 
 
-Read = Callable[[list[Clip]], list[Tensor]]
+def _make(
+    upstream: Upstream, clips: list[Clip], store: Store, cnn: str | None, batch_seconds: float,
+    what: str, targets: list[Target], run: Run,
+) -> None:  # fmt: skip
+    """Compute and write what the targets miss of the clips, which come longest first.
+
+    A process that computes the same just now is waited for; it may leave nothing to do.
+    """
+
+    def look() -> dict[Target, list[Clip]]:
+        return {target: store.missing(*target, clips) for target in sorted(targets)}
+
+    missing = look()
+    while any(missing.values()):
+        with ExitStack() as stack:
+            writers = {
+                target: stack.enter_context(Writer(store.folder(*target), part))
+                for target, part in missing.items()
+                if part
+            }
+            expected, missing = missing, look()
+            if missing != expected:
+                continue
+            wanted = {target: set(part) for target, part in missing.items()}
+            todo = [clip for clip in clips if any(clip in part for part in wanted.values())]
+            source = Source(upstream, todo, store, cnn, run, verify=True)
+            batches = _batches(todo, batch_seconds)
+            for indices, items in progress(ahead(source.read, batches), what, len(batches)):
+                hidden, means = source.hidden(indices, items)
+                for row, clip in enumerate(todo[i] for i in indices):
+                    for target, writer in writers.items():
+                        if clip in wanted[target]:
+                            x = _rows(target[1], hidden, means, row)
+                            arrays, error = encode(target[1], x, clip.path)
+                            rows = {k: t.contiguous().cpu().numpy() for k, t in arrays.items()}
+                            writer.add(clip, rows, int(hidden.lens[row]), error)
+            for writer in writers.values():
+                writer.commit()
+            return
 
 
-class _Job(NamedTuple):
-    """One shard's worth of clips."""
-
-    upstream: Upstream
-    clips: list[Clip]  # longest first
-    store: Store
-    batch_seconds: float
-    what: str
-
-    def make(self, targets: list[Target], run: Run, read: Read) -> None:
-        """Compute and write what the targets miss.
-
-        A process that computes the same just now is waited for; it may leave nothing to do.
-        """
-        missing = self._missing(sorted(targets))
-        while any(missing.values()):
-            with ExitStack() as stack:
-                writers = {
-                    target: stack.enter_context(Writer(self.store.folder(*target), clips))
-                    for target, clips in missing.items()
-                    if clips
-                }
-                expected, missing = missing, self._missing(list(missing))
-                if missing == expected:
-                    self._write(missing, writers, run, read)
-                    return
-
-    def _missing(self, targets: list[Target]) -> dict[Target, list[Clip]]:
-        return {target: self.store.missing(*target, self.clips) for target in targets}
-
-    def _write(
-        self,
-        missing: dict[Target, list[Clip]],
-        writers: dict[Target, Writer],
-        run: Run,
-        read: Read,
-    ) -> None:
-        wanted = {(target, clip.key) for target, clips in missing.items() for clip in clips}
-        keys = {key for _, key in wanted}
-        todo = [clip for clip in self.clips if clip.key in keys]
-        batches = _batches(todo, self.batch_seconds)
-        for batch, items in progress(ahead(read, batches), self.what, len(batches)):
-            hidden = halving(run, self.upstream, items)
-            means = hidden.mean()
-            require_finite(means, [clip.path for clip in batch])
-            for row, clip in enumerate(batch):
-                for target, writer in writers.items():
-                    if (target, clip.key) in wanted:
-                        _keep(writer, target[1], clip, hidden, means, row)
-        for writer in writers.values():
-            writer.commit()
-
-
-def _keep(writer: Writer, kind: Kind, clip: Clip, hidden: Hidden, means: Tensor, row: int) -> None:
-    """Append one clip, the item `row` of a batch, without its padding."""
-    n = int(hidden.lens[row])
+def _rows(kind: Kind, hidden: Hidden, means: Tensor, row: int) -> Tensor:
+    """Of the item `row` of a batch, unpadded: means [1, L, D], [T, C] of a CNN, or [T, L, D]."""
     if kind == "mean":
-        x = means[None, :, row]
-    elif kind == "cnn":
-        x = hidden.layers[0, row, :n]
-    else:
-        x = hidden.layers[:, row, :n].transpose(0, 1)
-    arrays, error = encode(kind, x, clip.path)
-    writer.add(clip, arrays, n, error)
+        return means[None, :, row]
+    frames = hidden.layers[:, row, : int(hidden.lens[row])].transpose(0, 1)
+    return frames[:, 0] if kind == "cnn" else frames
 
 
-def _waves(batch: list[Clip]) -> list[Tensor]:
-    """The audio of a batch, if it is still what its clips were made from."""
-    wavs = [clip.load() for clip in batch]
-    require_unchanged(batch)
-    return wavs
-
-
-def _outputs(store: Store, cnn: str, clips: list[Clip]) -> Read:
-    """What reads the CNN's outputs [T, C] of a batch of these clips."""
-    features = store.open(cnn, "cnn", clips)
-    row = {clip.key: i for i, clip in enumerate(clips)}
-    return lambda batch: unpadded(features, [row[clip.key] for clip in batch])
-
-
-def unpadded(outputs: Features, rows: Sequence[int]) -> list[Tensor]:
-    """The CNN's outputs of some utterances, [T_i, C] each."""
-    x, lens = outputs.batch(rows)
-    return [frames[:n] for frames, n in zip(x[0], lens.tolist())]
-
-
-def _batches(clips: list[Clip], batch_seconds: float) -> list[list[Clip]]:
-    """Clips, longest first, in batches of at most this much audio, padding included."""
-    batches: list[list[Clip]] = []
-    for clip in clips:
-        if not batches or (len(batches[-1]) + 1) * batches[-1][0].seconds > batch_seconds:
+def _batches(clips: list[Clip], batch_seconds: float) -> list[list[int]]:
+    """Clips, longest first, by index in batches of at most this much audio, padding included."""
+    batches: list[list[int]] = []
+    for index in range(len(clips)):
+        if not batches or (len(batches[-1]) + 1) * clips[batches[-1][0]].seconds > batch_seconds:
             batches.append([])
-        batches[-1].append(clip)
+        batches[-1].append(index)
     return batches

@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from upstream import audio
 from upstream.base import Hidden, Upstream
 from upstream.common.errors import UserError
+from upstream.features.clips import Clip, require_unchanged
+from upstream.features.store import Store
 
 Run = Callable[[Upstream, list[Tensor]], Hidden]
 K = TypeVar("K")
@@ -20,16 +23,8 @@ V = TypeVar("V")
 AHEAD = 4  # batches that are read, each in a thread, while the encoder works
 
 
-def forward(upstream: Upstream, wavs: list[Tensor]) -> Hidden:
-    """Hidden states of unpadded waves [N_i]; a batch that does not fit in memory is halved.
-
-    Raises UserError for hidden states that are not what the upstream promised.
-    """
-    return halving(whole, upstream, wavs)
-
-
 def whole(upstream: Upstream, wavs: list[Tensor]) -> Hidden:
-    """Waves [N_i] -> hidden states."""
+    """Waves [N_i] -> hidden states. Raises UserError if they are not what it promised."""
     return _as_promised(upstream, upstream(*_padded(upstream, wavs)), len(wavs))
 
 
@@ -47,8 +42,8 @@ def contextual(upstream: Upstream, outputs: list[Tensor]) -> Hidden:
     return _as_promised(upstream, rest(x, lens, lens), len(outputs))
 
 
-def halving(run: Run, upstream: Upstream, items: list[Tensor]) -> Hidden:
-    """Run a batch, or two halves of it where it does not fit in memory."""
+def forward(upstream: Upstream, items: list[Tensor], run: Run = whole) -> Hidden:
+    """A batch of unpadded items, or two halves of it where it does not fit in memory."""
     try:
         with torch.inference_mode():
             return run(upstream, items)
@@ -57,15 +52,53 @@ def halving(run: Run, upstream: Upstream, items: list[Tensor]) -> Hidden:
             raise
     torch.cuda.empty_cache()
     print(f"out of GPU memory with {len(items)} utterances: trying two halves", flush=True)
-    halves = [halving(run, upstream, half) for half in (items[::2], items[1::2])]
+    middle = len(items) // 2
+    halves = [forward(upstream, half, run) for half in (items[:middle], items[middle:])]
     frames = max(half.layers.shape[2] for half in halves)
-    count, _, _, dim = halves[0].layers.shape
-    layers = halves[0].layers.new_zeros(count, len(items), frames, dim)
-    lens = halves[0].lens.new_empty(len(items))
-    for offset, half in enumerate(halves):
-        layers[:, offset::2, : half.layers.shape[2]] = half.layers
-        lens[offset::2] = half.lens
-    return Hidden(layers, lens)
+    layers = [pad(half.layers, (0, 0, 0, frames - half.layers.shape[2])) for half in halves]
+    return Hidden(torch.cat(layers, 1), torch.cat([half.lens for half in halves]))
+
+
+class Source:
+    """Clips as an upstream takes them: their audio, or its CNN's outputs where a store has them.
+
+    cnn: whose outputs may be used; verify: audio must be what its clips were made from.
+    """
+
+    def __init__(
+        self, upstream: Upstream, clips: Sequence[Clip], store: Store, cnn: str | None,
+        run: Run = whole, verify: bool = False,
+    ) -> None:  # fmt: skip
+        self.upstream, self.clips, self.run, self.verify = upstream, clips, run, verify
+        missing = {clip.key for clip in store.missing(cnn, "cnn", clips)} if cnn else set()
+        kept = [i for i, clip in enumerate(clips) if cnn and clip.key not in missing]
+        self.row = {index: row for row, index in enumerate(kept)}  # in the CNN's outputs
+        if cnn and kept:
+            self.outputs = store.open(cnn, "cnn", [clips[i] for i in kept])
+
+    def read(self, indices: Sequence[int]) -> list[Tensor]:
+        """What `hidden` needs: the CNN's outputs [T_i, C] of a batch, or its audio [N_i]."""
+        if self._has_outputs(indices):
+            x, lens = self.outputs.batch([self.row[i] for i in indices])
+            return [frames[:n] for frames, n in zip(x[0], lens.tolist())]
+        wavs = [self.clips[i].load() for i in indices]
+        if self.verify:
+            require_unchanged(self.clips[i] for i in indices)
+        return wavs
+
+    def hidden(self, indices: Sequence[int], items: list[Tensor]) -> tuple[Hidden, Tensor]:
+        """The batch and its means [L, B, D], from what `read` gave. Raises UserError for NaN."""
+        run = contextual if self._has_outputs(indices) else self.run
+        hidden = forward(self.upstream, items, run)
+        means = hidden.mean()  # over valid frames: one NaN in any shows
+        for index, finite in zip(indices, torch.isfinite(means).all(-1).all(0).tolist()):
+            if not finite:
+                path = self.clips[index].path
+                raise UserError(f"{path}: the upstream gives NaN or infinite hidden states")
+        return hidden, means
+
+    def _has_outputs(self, indices: Sequence[int]) -> bool:
+        return all(i in self.row for i in indices)
 
 
 def ahead(read: Callable[[K], V], order: Iterable[K]) -> Iterator[tuple[K, V]]:
@@ -80,14 +113,6 @@ def ahead(read: Callable[[K], V], order: Iterable[K]) -> Iterator[tuple[K, V]]:
             yield item, value
 
 
-def require_finite(means: Tensor, names: Sequence[str]) -> None:
-    """Means over valid frames [L, B, D]: one NaN in any frame shows in them. Raises UserError."""
-    finite = torch.isfinite(means).all(-1).all(0).tolist()
-    if not all(finite):
-        name = names[finite.index(False)]
-        raise UserError(f"{name}: the upstream gives NaN or infinite hidden states")
-
-
 def _as_promised(upstream: Upstream, hidden: Any, count: int) -> Hidden:
     """The hidden states of `count` utterances, or UserError if another shape was promised."""
     try:
@@ -95,19 +120,19 @@ def _as_promised(upstream: Upstream, hidden: Any, count: int) -> Hidden:
         shape, frames, types = list(layers.shape), layers.shape[2], (layers.dtype, lens.dtype)
         fits = shape == [upstream.num_layers, count, frames, upstream.dim]
         fits = fits and types == (torch.float32, torch.int64) and lens.shape == (count,)
-        fits = fits and int(lens.min()) > 0 and int(lens.max()) <= frames
+        fits = fits and 0 < int(lens.min()) <= int(lens.max()) <= frames
         gives = f"layers {shape} {types[0]} and lens {lens.tolist()} {types[1]}"
     except (AttributeError, IndexError, TypeError, ValueError):
         fits, gives = False, type(hidden).__name__
-    if not fits:
-        name = upstream.source or type(upstream).__name__
-        name += f":{type(upstream).__name__}" if name.endswith(".py") else ""
-        raise UserError(
-            f"{name}: promised float32 layers [{upstream.num_layers}, {count}, T, {upstream.dim}] "
-            f"and int64 lens [{count}] from 1 to T, and gives {gives.replace('torch.', ''):.200}; "
-            f"run: benchmark.py check --upstream {name}"
-        )
-    return Hidden(layers, lens)
+    if fits:
+        return Hidden(layers, lens)
+    name = upstream.source or type(upstream).__name__
+    name += f":{type(upstream).__name__}" if name.endswith(".py") else ""
+    raise UserError(
+        f"{name}: promised float32 layers [{upstream.num_layers}, {count}, T, {upstream.dim}] "
+        f"and int64 lens [{count}] from 1 to T, and gives {gives.replace('torch.', ''):.200}; "
+        f"run: benchmark.py check --upstream {name}"
+    )
 
 
 def _padded(upstream: Upstream, items: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,16 +11,9 @@ from torch import Tensor
 from upstream.base import SAMPLE_RATE, Upstream
 from upstream.common import disk
 from upstream.features.clips import Clip
-from upstream.features.codec import Features, Kind, through
-from upstream.features.extract import bytes_of, extract, unpadded
-from upstream.features.forward import (
-    ahead,
-    contextual,
-    convolved,
-    halving,
-    require_finite,
-    whole,
-)
+from upstream.features.codec import Features, Kind, decode, encode
+from upstream.features.extract import bytes_of, extract, shape
+from upstream.features.forward import Source, ahead, convolved
 from upstream.features.store import Store
 
 Where = Literal["auto", "cache", "recompute"]
@@ -81,7 +74,7 @@ def in_order(
             yield indices, *features.batch(indices)
 
 
-class Recomputed:
+class Recomputed(Source):
     """Frames computed again for every batch: what is left where they may not be kept on disk.
 
     From the CNN's outputs for those utterances whose outputs are in the store. Batches are where
@@ -89,22 +82,15 @@ class Recomputed:
     """
 
     def __init__(self, upstream: Upstream, clips: Sequence[Clip], kind: Kind, store: Store) -> None:
-        self.upstream, self.clips, self.kind = upstream, clips, kind
-        self.layers, self.dim = upstream.num_layers, upstream.dim
+        if kind == "cnn":
+            super().__init__(upstream, clips, store, None, convolved)
+        else:
+            super().__init__(upstream, clips, store, upstream.cnn_fingerprint())
+        self.kind = kind
+        self.layers, self.dim = shape(upstream, kind)
         # only used to sort batches by length; the true lengths come with each batch
         self.lens = torch.tensor([int(c.seconds * SAMPLE_RATE / upstream.stride) for c in clips])
         self.squares, self.count = 0.0, 0  # of the codec's errors so far
-        self.row: dict[int, int] = {}  # index of a clip -> its row in the CNN's outputs
-        cnn = upstream.cnn_fingerprint()
-        if kind == "cnn":
-            config: Any = upstream.config  # only an Encoder has a CNN of its own
-            self.layers, self.dim = 1, config.conv_dim[-1]
-        elif cnn:
-            missing = {clip.key for clip in store.missing(cnn, "cnn", clips)}
-            kept = [i for i, clip in enumerate(clips) if clip.key not in missing]
-            if kept:
-                self.row = {index: row for row, index in enumerate(kept)}
-                self.outputs = store.open(cnn, "cnn", [clips[i] for i in kept])
 
     @property
     def error(self) -> float:
@@ -115,24 +101,14 @@ class Recomputed:
         """x [L, B, T, D], lens [B]. Raises UserError for unreadable audio, a damaged shard."""
         return self.compute(indices, self.read(indices))
 
-    def read(self, indices: Indices) -> list[Tensor]:
-        """What `compute` needs: the CNN's outputs of a batch, or its audio."""
-        if self._outputs_kept(indices):
-            return unpadded(self.outputs, [self.row[i] for i in indices])
-        return [self.clips[i].load() for i in indices]
-
     def compute(self, indices: Indices, items: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The batch, from what `read` gave for it."""
-        run = convolved if self.kind == "cnn" else whole
-        hidden = halving(contextual if self._outputs_kept(indices) else run, self.upstream, items)
-        paths = [self.clips[i].path for i in indices]
-        require_finite(hidden.mean(), paths)
+        hidden, _ = self.hidden(indices, items)
         # not a tensor of an inference, which a head that is trained may not keep; padding is zero
         x = torch.zeros(hidden.layers.shape, device=hidden.layers.device)
-        for row, (path, n) in enumerate(zip(paths, hidden.lens.tolist())):
-            x[:, row, :n], error = through(self.kind, hidden.layers[:, row, :n], path)
+        for row, (index, n) in enumerate(zip(indices, hidden.lens.tolist())):
+            frames = hidden.layers[:, row, :n]
+            arrays, error = encode(self.kind, frames, self.clips[index].path)
+            x[:, row, :n] = decode(arrays)
             self.squares, self.count = self.squares + error**2, self.count + 1
         return x, hidden.lens.clone()
-
-    def _outputs_kept(self, indices: Indices) -> bool:
-        return all(i in self.row for i in indices)

@@ -19,15 +19,16 @@ import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.features.clips import Clip
-from upstream.features.codec import Array, Mapped
 
+Array = np.ndarray[Any, np.dtype[Any]]
+Mapped = np.memmap[Any, np.dtype[Any]]
 FORMAT = 2  # raise when the same audio and weights give other features than before
 BLOCK = 1 << 22  # bytes read at once
 JSON = "shard.json"

@@ -10,24 +10,28 @@ with: tasks that share utterances share their features.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.features import shards
 from upstream.features.clips import Clip
-from upstream.features.codec import KINDS, Features, Frames, Kind, Means, Rows
+from upstream.features.codec import Features, Kind
+from upstream.features.shards import Array, Mapped, Shard
 
 ABOUT = "about.json"
+IN_MEMORY = 4e9  # bytes of means that are held in memory: VoxCeleb1's three and more
 
 
 class Entry(NamedTuple):
@@ -41,6 +45,62 @@ class Entry(NamedTuple):
     gigabytes: float
     used: float  # time stamp of the last use
     busy: bool  # a living process reads or writes it
+
+
+class Kept:
+    """Features on disk; the outputs of a CNN count as one layer. Means are in memory if they fit.
+
+    table: [N, 4] shard, first row, frames and error of each utterance. reading: keeps the entry
+    from being evicted as long as this lives.
+    """
+
+    def __init__(self, kind: Kind, shelf: list[Shard], table: Array, reading: object) -> None:
+        self.shelf, self.reading, self.mean = shelf, reading, kind == "mean"
+        self.mapped: dict[int, dict[str, Mapped]] = {}
+        self.place = table[:, :2].astype(np.int64)
+        self.lens = torch.from_numpy(table[:, 2].astype(np.int64))
+        self.error = float(np.square(table[:, 3]).mean() ** 0.5)
+        *layers, self.dim = shelf[0].shape
+        self.layers = layers[0] if layers else 1
+        self.values: Tensor | None = None  # all means [L, N, D]
+        if self.mean and 4 * len(table) * self.layers * self.dim <= IN_MEMORY:
+            self.values, _ = self.batch(range(len(table)))
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As of `Features`. Raises UserError for a damaged shard."""
+        chosen = torch.as_tensor(indices)
+        lens = self.lens[chosen]
+        if self.values is not None:
+            return self.values[:, chosen], lens
+        counts = [1] * len(lens) if self.mean else lens.tolist()
+        x = np.zeros((self.layers, len(counts), max(counts), self.dim), np.float32)
+        for row, (index, n) in enumerate(zip(indices, counts)):
+            arrays = self._read(index, n)
+            # converts into place, without a float32 copy
+            kept = arrays["rows"].reshape(n, self.layers, self.dim).transpose(1, 0, 2)
+            np.copyto(x[:, row, :n], kept)
+            if "scales" in arrays:
+                x[:, row, :n] *= arrays["scales"].T[:, :, None]
+        return torch.from_numpy(x[:, :, 0] if self.mean else x), lens
+
+    def _read(self, index: int, count: int) -> dict[str, Array]:
+        """The arrays of an utterance's rows.
+
+        They are read, not mapped: a mapping costs a page fault every 4 kB in every epoch.
+        """
+        number, first = self.place[index].tolist()
+        if number not in self.mapped:
+            self.mapped[number] = self.shelf[number].map()
+        rows = {}
+        for name, mapped in self.mapped[number].items():
+            width = math.prod(mapped.shape[1:])
+            offset = mapped.offset + first * width * mapped.itemsize
+            try:
+                flat = np.fromfile(str(mapped.filename), mapped.dtype, width * count, "", offset)
+            except OSError as error:  # another process found it damaged
+                raise UserError(f"{mapped.filename}: gone; run the same command again") from error
+            rows[name] = flat.reshape(count, *mapped.shape[1:])
+        return rows
 
 
 @dataclass(frozen=True)
@@ -82,16 +142,13 @@ class Store:
             table = np.array([places[clip.key] for clip in clips])
         except KeyError as error:
             raise UserError(f"{folder}: features are gone; {shards.AGAIN}") from error
-        lens = torch.from_numpy(table[:, 2].astype(np.int64))
-        place = table[:, :2].astype(np.int64)
-        rows = Rows([shard.map for shard in shelf], place, lens, shelf[0].shape, reading)
-        if kind == "mean":
-            return Means(rows)
-        return Frames(rows, error=float(np.square(table[:, 3]).mean() ** 0.5))
+        return Kept(kind, shelf, table, reading)
 
     def entries(self) -> list[Entry]:
         """What there is, least recently used first."""
-        folders = [path for path in self.root.glob("*/*") if path.name in KINDS and path.is_dir()]
+        folders = [
+            path for path in self.root.glob("*/*") if path.name in get_args(Kind) and path.is_dir()
+        ]
         return sorted(map(_entry, folders), key=lambda entry: entry.used)
 
     def evict(
