@@ -15,11 +15,11 @@ module, then the part, then `default`; the order in which they are written does 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from upstream.checkpoints.tensor_names import Place
 from upstream.common.errors import UserError, near_miss
-from upstream.common.schema import convert
+from upstream.common.schema import Bound, convert
 
 Alpha = float | list[float] | dict[str, float]
 
@@ -27,16 +27,17 @@ MODULES = ("cnn", "projection", "pos_conv", "norm", "head", "other")  # and "lay
 PARTS = ("conv", "projection", "pos_conv", "attention", "ffn", "layer_norm", "head", "other")
 ABOVE = ("norm", "head")  # modules that a list over depth gives its last value
 DEFAULT = "default"
+Number = Annotated[float, Bound(-100, 100)]  # beyond, there is no encoder left
 
 
 def read(value: Any, where: str) -> Alpha:
     """`value` (from YAML or Python) as an alpha. Raises UserError naming `where`."""
     if isinstance(value, Mapping):
-        alpha: Alpha = convert(value, dict[str, float], where)
+        alpha: Alpha = convert(value, dict[str, Number], where)
     elif isinstance(value, (list, tuple)):
-        alpha = convert(value, list[float], where)
+        alpha = convert(value, list[Number], where)
     else:
-        return float(convert(value, float, where))
+        return float(convert(value, Number, where))
     if not alpha:
         raise UserError(f"{where}: {value!r} must hold at least one number")
     return alpha

@@ -87,7 +87,7 @@ def test_fairseq_names_have_places_too() -> None:
     [
         ("much", "must be float"),
         (True, "must be float"),
-        (float("nan"), "finite"),
+        (float("nan"), "at most 100"),
         ([], "at least one number"),
         ([0, "a"], r"alpha\[1\]: must be float"),
         ({"cnn": None}, "alpha.cnn: must be float"),

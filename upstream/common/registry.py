@@ -44,6 +44,8 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """The entry, or what `mine.py:Thing` names; UserError, with the near match, for neither."""
+        if not isinstance(name, str):
+            raise UserError(f"a {self.kind} is named by text, not {name!r:.60}")
         if user_code.NAME.fullmatch(name):
             return cast(T, user_code.thing(name))
         if name not in self._entries:

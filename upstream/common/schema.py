@@ -188,7 +188,7 @@ def read_yaml(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[st
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file") from error
     except UserError as error:
-        if path.exists() or not path.parent.is_dir():
+        if not isinstance(error.__cause__, FileNotFoundError):
             raise
         siblings = [sibling.name for sibling in path.parent.glob("*.yaml")]
         raise UserError(f"{error}{near_miss(path.name, siblings)}") from error
