@@ -293,7 +293,7 @@ def _registry(what: str) -> Registry[Any]:
 
         return CORPORA
     if what == "heads":
-        from downstream.tasks.heads import HEADS
+        from downstream.base import HEADS
 
         return HEADS
     from merging.methods import METHODS

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from upstream.common.errors import UserError, near_miss
 from upstream.common.registry import Registry
 
 if TYPE_CHECKING:
@@ -73,7 +75,6 @@ class Trial(NamedTuple):
 
     @property
     def cluster(self) -> str:
-        """As of Count; the speaker of the enrolment."""
         return self.fold or self.speaker
 
 
@@ -94,7 +95,6 @@ class Metric:
     better: Direction
     score: Callable[[Sequence[Any]], float]  # records of one fold -> per cent
     count: Callable[[str, str], Tally] | None = None  # (reference, hypothesis) of one utterance
-    unit: str = "%"
 
     def improves(self, score: float, best: float) -> bool:
         """Whether `score` is strictly better than `best`, or `best` is NaN: the first one."""
@@ -107,16 +107,41 @@ class Metric:
         return "↓" if self.better == "lower" else "↑"
 
 
-class Labels(Protocol):
+@dataclass(frozen=True)
+class Labels:
     """Between a target as text and the class indices a head is trained on."""
 
+    symbols: tuple[str, ...]  # by class index; symbol 0 is the blank of CTC
+    split: Callable[[str], list[str]] = lambda target: [target]
+    join: Callable[[Sequence[str]], str] = "".join
+    specials: frozenset[str] = frozenset()  # removed from what is decoded
+    eos: str = ""  # ends every target, as in s3prl; "": nothing does
+    refusal: str = ""  # says that a symbol ({!r}) is outside; "": it counts as <unk>
+
     @property
-    def size(self) -> int: ...
-    def encode(self, target: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def size(self) -> int:
+        return len(self.symbols)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        return {symbol: number for number, symbol in enumerate(self.symbols)}
+
+    def encode(self, target: str) -> list[int]:
+        """Class indices with the end symbol. Raises UserError like `unknown`."""
+        self.unknown(target)
+        tokens = self.split(target) + [self.eos] * bool(self.eos)
+        return [self.index[token if token in self.index else "<unk>"] for token in tokens]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.join([self.symbols[i] for i in ids if self.symbols[i] not in self.specials])
+
     def unknown(self, target: str) -> list[str]:
-        """Symbols that have no class of their own. UserError if that makes the target useless."""
-        ...
+        """Symbols that have no class of their own; UserError for the first if they are refused."""
+        foreign = [token for token in self.split(target) if token not in self.index]
+        if foreign and self.refusal:
+            hint = near_miss(foreign[0], self.symbols)
+            raise UserError(f"{self.refusal.format(foreign[0])}{hint}")
+        return foreign
 
 
 @dataclass(frozen=True)

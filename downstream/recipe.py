@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import downstream.corpora  # noqa: F401 - registers the readers
-from downstream.base import CORPORA, TASKS, Example, Task
-from downstream.tasks.heads import Head, constructor
+from downstream.base import CORPORA, HEADS, TASKS, Example, Task
+from downstream.tasks.heads import Head
 from downstream.tasks.lexicon import to_phones
 from upstream.common import PROJECT, user_code
 from upstream.common.errors import UserError, near_miss
@@ -100,12 +101,15 @@ class Recipe:
     def head_constructor(
         self, options: Mapping[str, Any] | None = None, where: str = ""
     ) -> Callable[[int, int, int], Head]:
-        """What makes the task's head from (layers, dim, classes), with `options` or its own.
+        """What makes a head from (layers, dim, classes), with `options` or the recipe's own.
 
-        Raises UserError naming `where`.
+        It is the task's usual one unless the option `name` asks for another. Raises UserError.
         """
-        options = self.head if options is None else options
-        return constructor(options, self.kind_of_task().head, where or f"{self.path}: head")
+        where = where or f"{self.path}: head"
+        others = dict(self.head if options is None else options)
+        name = others.pop("name", self.kind_of_task().head)
+        head = _named(HEADS, name, f"{where}: name")
+        return functools.partial(head, **bind(head, others, where, ("layers", "dim", "classes")))
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for score.json."""
@@ -118,11 +122,9 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     given = {"name": path.stem, "suite": path.parent.name, "path": str(path)}
     recipe = build(Recipe, data, str(path), **given)
     task = _named(TASKS, recipe.task, f"{path}: task")
-    corpus = {k: v for k, v in recipe.corpus.items() if k != "name"}
-    if "name" not in recipe.corpus:
-        raise UserError(f"{path}: corpus: missing key 'name'; one of {', '.join(CORPORA)}")
-    reader = _named(CORPORA, recipe.corpus["name"], f"{path}: corpus")
-    bind(reader, corpus, f"{path}: corpus")
+    options = dict(recipe.corpus)
+    reader = _named(CORPORA, options.pop("name", None), f"{path}: corpus: name")
+    bind(reader, options, f"{path}: corpus")
     if task.head or recipe.head:
         recipe.head_constructor()
     rates = recipe.train.lr
@@ -131,7 +133,9 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     return recipe
 
 
-def _named(registry: Registry[T], name: str, where: str) -> T:
+def _named(registry: Registry[T], name: Any, where: str) -> T:
+    if not isinstance(name, str):
+        raise UserError(f"{where}: must be text; one of {', '.join(registry)}, or FILE.py:NAME")
     try:
         return registry[name]
     except UserError as error:
@@ -148,15 +152,12 @@ def examples(recipe: Recipe, results: Path) -> list[Example]:
     options = {k: v for k, v in recipe.corpus.items() if k not in ("name", "root")}
     root = expand(recipe.corpus["root"], f"{where}: root", RESULTS=str(results))
     reader = CORPORA[recipe.corpus["name"]]
-    items = list(reader(root, **bind(reader, options, where, given=("root",))))
-    if not items:
+    found = list(reader(root, **bind(reader, options, where, given=("root",))))
+    if not found:
         raise UserError(f"{where}: no utterances in {root}")
-    if recipe.lexicon:
-        beside = str(Path(recipe.path).parent)
-        where = f"{recipe.path}: lexicon"
-        lexicons = [expand(path, where, RECIPE=beside) for path in recipe.lexicon]
-        items = to_phones(items, lexicons)
-    return items
+    beside, where = str(Path(recipe.path).parent), f"{recipe.path}: lexicon"
+    lexicons = [expand(path, where, RECIPE=beside) for path in recipe.lexicon]
+    return to_phones(found, lexicons) if lexicons else found
 
 
 def suites() -> list[Path]:
@@ -173,12 +174,10 @@ def suite_folder(name: str) -> Path:
 
 
 def suite(name: str) -> dict[str, Path]:
-    """Task recipes of a suite: task name -> file."""
-    folder = suite_folder(name)
-    recipes = _tasks(folder)
-    if not recipes:
-        raise UserError(f"suite {folder}: holds no task recipe (a YAML file with kind: task)")
-    return recipes
+    """Task recipes of a suite: task name -> file. Raises UserError if it has none."""
+    if recipes := _tasks(suite_folder(name)):
+        return recipes
+    raise UserError(f"suite {name}: holds no task recipe (a YAML file with kind: task)")
 
 
 def _tasks(folder: Path) -> dict[str, Path]:

@@ -8,9 +8,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 from downstream.base import Example
 from downstream.corpora.common import absent, read_text
@@ -21,11 +22,8 @@ SPEAKER, SPLIT = "speaker", "split"  # the columns that may be absent as long as
 SPLIT_NAMES = {"train": "train", "test": "test", "dev": "dev", "valid": "dev", "validation": "dev"}
 
 
-class Row(NamedTuple):
-    """One record, and the line of the file where an editor shows it."""
-
-    line: int
-    cells: dict[str, str]
+# by the line of the file where an editor shows the row
+Rows = dict[int, dict[str, str]]
 
 
 def read(
@@ -69,17 +67,21 @@ def read(
             f"{source}: its column {split!r} gives the splits, and the recipe asks for a rule too; "
             "drop dev, test, split_by and folds, or set `split: null` to leave the column out"
         )
-    own_speaker = speaker == SPEAKER and SPEAKER not in columns
-    if own_speaker and split_by == "speaker":
+    anonymous = speaker == SPEAKER and SPEAKER not in columns
+    if anonymous and split_by == "speaker":
         raise UserError(
             f"{source}: `split_by: speaker` needs a column of speakers; name it with `speaker` "
             f"(columns: {', '.join(columns)})"
         )
-    filled = [name for name in (path, target, id, split, None if own_speaker else speaker) if name]
-    _require(source, columns, [*filled, *(name for name in (start, end) if name)])
+    filled = [name for name in (path, target, id, split, None if anonymous else speaker) if name]
+    for name in (*filled, start, end):
+        if name and name not in columns:
+            hint = near_miss(name, columns)
+            there = "" if hint.startswith("; there is") else f" (columns: {', '.join(columns)})"
+            raise UserError(f"{source}: no column {name!r}{hint}{there}")
 
-    examples = []
-    for line, cells in rows:
+    examples: dict[str, Example] = {}
+    for line, cells in rows.items():
         where = f"{source}:{line}"
         for name in filled:
             if not cells[name]:
@@ -88,54 +90,34 @@ def read(
         if last is not None and last <= (first or 0.0):
             raise UserError(f"{where}: the part ends at {last:g} s, before it begins")
         name = cells[id] if id else os.path.splitext(cells[path])[0] + _part(first, last)
-        examples.append(
-            Example(
-                id=name,
-                path=str(source.parent / cells[path]),
-                start=first,
-                end=last,
-                target=cells[target],
-                speaker=name if own_speaker else cells[speaker],
-                split=_split_name(cells[split], where) if split else "",
-            )
-        )
-    _check_rows(source, rows, examples, id)
-    if split is None:
-        try:
-            return split_by_rule(examples, dev=dev, test=test, split_by=split_by, folds=folds)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from error
-    return examples
-
-
-def _require(source: Path, columns: list[str], wanted: list[str]) -> None:
-    for name in wanted:
-        if name not in columns:
-            hint = near_miss(name, columns)
-            there = "" if hint.startswith("; there is") else f" (columns: {', '.join(columns)})"
-            raise UserError(f"{source}: no column {name!r}{hint}{there}")
-
-
-def _check_rows(source: Path, rows: list[Row], examples: list[Example], id: str | None) -> None:
-    """What only shows when all rows are there: doubled ids, missing audio, two kinds of split."""
-    seen: dict[str, int] = {}
-    for row, example in zip(rows, examples):
-        if example.id in seen:
+        if name in examples:
+            before = list(rows)[list(examples).index(name)]
             cure = "make it unique" if id else "name a column of unique ids with `id`"
-            raise UserError(
-                f"{source}:{row.line}: id {example.id!r} is already on line {seen[example.id]}; "
-                f"{cure}"
-            )
-        seen[example.id] = row.line
-    gone = absent([example.path for example in examples])
+            raise UserError(f"{where}: id {name!r} is already on line {before}; {cure}")
+        examples[name] = Example(
+            id=name,
+            path=str(source.parent / cells[path]),
+            start=first,
+            end=last,
+            target=cells[target],
+            speaker=name if anonymous else cells[speaker],
+            split=_split_name(cells[split], where) if split else "",
+        )
+    listed = list(examples.values())
+    gone = absent([example.path for example in listed])
     if gone:
         raise UserError(
-            f"{source}:{rows[gone[0]].line}: no audio file {examples[gone[0]].path} "
+            f"{source}:{list(rows)[gone[0]]}: no audio file {listed[gone[0]].path} "
             f"({len(gone)} of {len(rows)} are missing); paths are relative to the table's folder"
         )
-    kinds = {example.split.startswith("fold") for example in examples}
-    if len(kinds) == 2:
+    if len({example.split.startswith("fold") for example in listed}) == 2:
         raise UserError(f"{source}: the splits are partly folds and partly train, dev and test")
+    if split is not None:
+        return listed
+    try:
+        return split_by_rule(listed, dev=dev, test=test, split_by=split_by, folds=folds)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 def _split_name(value: str, where: str) -> str:
@@ -167,55 +149,43 @@ def _time(value: str, name: str, where: str) -> float | None:
     return seconds
 
 
-def _table(source: Path) -> tuple[list[str], list[Row]]:
+def _table(source: Path) -> tuple[list[str], Rows]:
     """Names of the columns, and the rows. Raises UserError."""
-    formats = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}
-    if source.suffix not in formats:
-        raise UserError(f"{source}: unknown kind of table{near_miss(source.suffix, formats)}")
-    rows = list(formats[source.suffix](source, read_text(source)))
+    if source.suffix not in FORMATS:
+        raise UserError(f"{source}: unknown kind of table{near_miss(source.suffix, FORMATS)}")
+    rows = dict(FORMATS[source.suffix](source, read_text(source)))
     if not rows:
         raise UserError(f"{source}: holds no rows")
-    columns = list(dict.fromkeys(name for row in rows for name in row.cells))
+    columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
     # a JSON object may leave a column out: the same as an empty cell
-    return columns, [Row(row.line, dict.fromkeys(columns, "") | row.cells) for row in rows]
+    return columns, {line: dict.fromkeys(columns, "") | cells for line, cells in rows.items()}
 
 
-def _csv(source: Path, text: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        yield from _records(source, ((reader.line_num, record) for record in reader))
-    except csv.Error as error:
-        raise UserError(f"{source}:{reader.line_num}: not valid CSV ({error})") from error
-
-
-def _tsv(source: Path, text: str) -> Iterator[Row]:
-    # by hand: str.splitlines would also break a line at U+2028, and csv would read quotes
-    lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
-    yield from _records(source, ((n, line.split("\t")) for n, line in lines))
-
-
-def _records(source: Path, records: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
-    """Rows from lists of fields, the first of which is the header."""
+def _delimited(source: Path, text: str, **style: Any) -> Iterator[tuple[int, dict[str, str]]]:
+    """The first line that is not blank is the header."""
+    records = csv.reader(io.StringIO(text, newline=""), strict=True, **style)
     header: list[str] = []
-    for line, record in records:
-        fields = [field.strip() for field in record]
-        if not any(fields):
-            continue
-        if not header:
-            header = fields
-            doubled = [name for name in header if header.count(name) > 1]
-            if doubled:
-                raise UserError(f"{source}:{line}: two columns are named {doubled[0]!r}")
-        elif len(fields) != len(header):
-            raise UserError(
-                f"{source}:{line}: {len(fields)} fields, but the header has {len(header)} columns"
-            )
-        else:
-            yield Row(line, dict(zip(header, fields)))
+    try:
+        for record in records:
+            cells, where = [cell.strip() for cell in record], f"{source}:{records.line_num}"
+            if not any(cells):
+                continue
+            if not header:
+                header = cells
+                for name in header:
+                    if header.count(name) > 1:
+                        raise UserError(f"{where}: two columns are named {name!r}")
+            elif len(cells) != len(header):
+                fault = f"{len(cells)} fields, but the header has {len(header)} columns"
+                raise UserError(f"{where}: {fault}")
+            else:
+                yield records.line_num, dict(zip(header, cells))
+    except csv.Error as error:
+        raise UserError(f"{source}:{records.line_num}: not valid CSV ({error})") from error
 
 
-def _jsonl(source: Path, text: str) -> Iterator[Row]:
-    for line, record in enumerate(text.split("\n"), 1):
+def _jsonl(source: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    for line, record in enumerate(text.split("\n"), 1):  # splitlines would break at U+2028
         if not record.strip():
             continue
         try:
@@ -226,7 +196,13 @@ def _jsonl(source: Path, text: str) -> Iterator[Row]:
             raise UserError(f"{source}:{line}: not an object of column names and values")
         for name, value in cells.items():
             if isinstance(value, (dict, list)):
-                raise UserError(
-                    f"{source}:{line}: {name!r} holds a {type(value).__name__}, not text"
-                )
-        yield Row(line, {k: "" if v is None else str(v).strip() for k, v in cells.items()})
+                fault = f"{name!r} holds a {type(value).__name__}, not text"
+                raise UserError(f"{source}:{line}: {fault}")
+        yield line, {k: "" if v is None else str(v).strip() for k, v in cells.items()}
+
+
+FORMATS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, str]]]]] = {
+    ".csv": _delimited,
+    ".tsv": partial(_delimited, delimiter="\t", quoting=csv.QUOTE_NONE),
+    ".jsonl": _jsonl,
+}

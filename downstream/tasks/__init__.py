@@ -1,1 +1,1 @@
-"""One file per task, and what tasks are made of: heads, labels, lexicon, metrics."""
+"""One file per task, and what tasks are made of: heads, lexicon, metrics."""

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 
 from downstream.base import Labels, Task
-from downstream.tasks.labels import Tokens
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 CHARACTERS = tuple("|ETAONIHSRDLUMCWFGYPBVK'XJQZ")
@@ -39,7 +38,7 @@ def labels(tokens: str, targets: Sequence[str], ended: bool = True) -> Labels:
     """SUPERB's 32 tokens, or the characters of the training text for another language."""
     known = CHARACTERS if tokens == "superb" else sorted({"|"}.union(*map(split, targets)))
     eos = "</s>" if ended else ""
-    return Tokens((*SPECIALS, *known), frozenset(SPECIALS), partial(split, ended=ended), join, eos)
+    return Labels((*SPECIALS, *known), partial(split, ended=ended), join, frozenset(SPECIALS), eos)
 
 
 TASK = Task("asr", "frames", "recurrent_ctc", ("wer",), labels, normalised)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from downstream.base import HEADS
 from upstream.base import valid
-from upstream.common.errors import UserError
-from upstream.common.schema import Bound, Dropout, bind
+from upstream.common.schema import Bound, Dropout
 
 Width = Annotated[int, Bound(1, 2**16)]  # of a layer
 Depth = Annotated[int, Bound(1, 64)]  # layers
@@ -51,25 +48,6 @@ class Head(nn.Module):
     def predict(self, logits: Tensor, lens: Tensor) -> list[Any]:
         """Class indices per utterance, or whatever else the task makes its records from."""
         raise NotImplementedError
-
-
-def constructor(
-    options: Mapping[str, Any], usual: str | None, where: str
-) -> Callable[[int, int, int], Head]:
-    """What makes the head from (layers, dim, classes), its `options` checked and filled in.
-
-    It is the `usual` one unless the option `name` asks for another. Raises UserError.
-    """
-    name = options.get("name", usual)
-    if not isinstance(name, str):
-        raise UserError(f"{where}: name: must be text; one of {', '.join(HEADS)}, or FILE.py:CLASS")
-    try:
-        head = HEADS[name]
-    except UserError as error:
-        raise UserError(f"{where}: name: {error}") from error
-    others = {key: value for key, value in options.items() if key != "name"}
-    given = ("layers", "dim", "classes")
-    return functools.partial(head, **bind(head, others, where, given))
 
 
 class Utterance(Head):

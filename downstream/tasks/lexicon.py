@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
 VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 # the 71 symbols of SUPERB's phoneme recognition: silence, spoken noise, vowels with their stress
 PHONES = ("SIL", "SPN", *CONSONANTS, *(f"{vowel}{stress}" for vowel in VOWELS for stress in "012"))
+KNOWN = frozenset(PHONES)
 
 _VARIANT = re.compile(r"\(\d+\)$")
 
@@ -28,21 +30,16 @@ class Lexicon:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.files = tuple(files)
-        self._phones: dict[str, str] = {}
-        for file in files:
-            for word, phones in _entries(file).items():
-                self._phones.setdefault(word, phones)
+        self.phones = ChainMap(*map(_entries, files))
 
     def __call__(self, word: str) -> str | None:
         """Phones of `word` (in any case), separated by spaces; None if no file has it."""
-        return self._phones.get(word.upper())
+        return self.phones.get(word.upper())
 
 
 @functools.lru_cache(maxsize=8)
 def _entries(file: Path) -> dict[str, str]:
     """Upper-case word -> phones. Kept, because every split of a corpus asks for it again."""
-    known = set(PHONES)
     entries: dict[str, str] = {}
     for number, line in enumerate(read_text(file).splitlines(), 1):
         word, *sounds = line.partition("#")[0].split() or [""]
@@ -50,8 +47,7 @@ def _entries(file: Path) -> dict[str, str]:
             continue
         if not sounds:
             raise UserError(f"{file}:{number}: {word!r} has no phones after it")
-        if not known.issuperset(sounds):
-            odd = next(sound for sound in sounds if sound not in known)
+        for odd in set(sounds) - KNOWN:
             hint = near_miss(odd, PHONES)
             raise UserError(f"{file}:{number}: {word!r} has an unknown phone {odd!r}{hint}")
         entries.setdefault(word.upper(), " ".join(sounds))
@@ -68,12 +64,10 @@ def to_phones(examples: Sequence[Example], lexicons: Sequence[Path]) -> list[Exa
     missing: dict[str, str] = {}  # word -> the first utterance that has it
     transcribed = []
     for example in examples:
-        words = example.target.split()
-        sounds = [lexicon(word) for word in words]
-        for word, sound in zip(words, sounds):
-            if sound is None:
-                missing.setdefault(word, example.id)
-        transcribed.append(example._replace(target=" ".join(sound or "" for sound in sounds)))
+        phones = {word: lexicon(word) for word in example.target.split()}
+        missing |= {w: example.id for w, p in phones.items() if p is None and w not in missing}
+        target = " ".join(phones[word] or "" for word in example.target.split())
+        transcribed.append(example._replace(target=target))
     if missing:
         first = ", ".join(f"{word} ({utterance})" for word, utterance in list(missing.items())[:5])
         raise UserError(

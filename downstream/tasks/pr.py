@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from downstream.base import Labels, Task
-from downstream.tasks.labels import Tokens
 from downstream.tasks.lexicon import PHONES
 
 SPECIALS = ("<pad>", "<eos>", "<unk>")
@@ -19,8 +18,11 @@ def labels(tokens: str, targets: Sequence[str]) -> Labels:
     """SUPERB's 74 tokens, or the phones of the training targets for another phone set."""
     superb = tokens == "superb"
     known = PHONES if superb else sorted({phone for t in targets for phone in t.split()})
+    refusal = "{!r} is no phone of SUPERB; write tokens: train to take those of the training set"
     specials = frozenset({"<pad>", "<eos>"})
-    return Tokens((*SPECIALS, *known), specials, str.split, " ".join, "<eos>", closed=superb)
+    return Labels(
+        (*SPECIALS, *known), str.split, " ".join, specials, "<eos>", refusal if superb else ""
+    )
 
 
 TASK = Task("pr", "frames", "frame_ctc", ("per",), labels)

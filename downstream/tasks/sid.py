@@ -7,10 +7,17 @@ recipe's `crop`. `CLASSIFY` is the same task for any other label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from downstream.base import Task
-from downstream.tasks.labels import Classes
+from downstream.base import Labels, Task
 
-TASK = Task("sid", "mean", "utterance", ("accuracy",), Classes.of)
+
+def labels(_tokens: str, targets: Sequence[str]) -> Labels:
+    """One class for each label of the training set, in sorted order."""
+    refusal = "label {!r} is in dev or test but not in train: add utterances or drop the rows"
+    return Labels(tuple(sorted(set(targets))), refusal=refusal)
+
+
+TASK = Task("sid", "mean", "utterance", ("accuracy",), labels)
 CLASSIFY = replace(TASK, name="classify")
