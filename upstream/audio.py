@@ -43,10 +43,8 @@ def load(path: str | Path, start: float | None = None, end: float | None = None)
         try:
             file.seek(first)
             for place in range(first, last, BLOCK):
-                samples = file.read(min(BLOCK, last - place), dtype="float32", always_2d=True)
+                samples = file.read(min(BLOCK, last - place), "float32", always_2d=True)
                 blocks.append(torch.from_numpy(samples).mean(1))
-                if len(samples) < min(BLOCK, last - place):
-                    break
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise UserError(
                 f"{path}: truncated or damaged ({_reason(error)}); copy it again"
@@ -60,9 +58,15 @@ def load(path: str | Path, start: float | None = None, end: float | None = None)
         raise UserError(
             f"{path}: holds NaN or infinite samples; write the file again or drop the row"
         )
-    if rate != SAMPLE_RATE:
-        wav = cast(Tensor, _resampler(path, rate)(wav))
-    return wav
+    if rate == SAMPLE_RATE:
+        return wav
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    if rate // divisor * (SAMPLE_RATE // divisor) > LARGEST_KERNEL:
+        raise UserError(
+            f"{path}: cannot be resampled from {rate} Hz to {SAMPLE_RATE} Hz, "
+            f"they have too small a common divisor ({divisor}); convert it with sox first"
+        )
+    return cast(Tensor, _resampler(rate)(wav))
 
 
 def seconds(path: str | Path, start: float | None = None, end: float | None = None) -> float:
@@ -139,18 +143,8 @@ def _part(
     return first, min(last, frames)
 
 
-def _resampler(path: str | Path, rate: int) -> nn.Module:
-    divisor = math.gcd(rate, SAMPLE_RATE)
-    if rate // divisor * (SAMPLE_RATE // divisor) > LARGEST_KERNEL:
-        raise UserError(
-            f"{path}: cannot be resampled from {rate} Hz to {SAMPLE_RATE} Hz, "
-            f"they have too small a common divisor ({divisor}); convert it with sox first"
-        )
-    return _cached_resampler(rate)
-
-
 @functools.lru_cache(maxsize=8)
-def _cached_resampler(rate: int) -> nn.Module:
+def _resampler(rate: int) -> nn.Module:
     # computing the kernel costs more than applying it to a short utterance
     import torchaudio.transforms  # not needed for audio at 16 kHz
 

@@ -53,7 +53,7 @@ def read(path: Path, most: int | None = None) -> bytes:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file that is there whole or not at all, even after a power cut. Raises UserError."""
+    """A file that is there whole or not at all, even after a power cut. Raises UserError."""
     with writing(path), whole(path) as part, part.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()

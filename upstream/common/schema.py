@@ -8,6 +8,7 @@ of YAML 1.2 without aliases and tags: only true and false are booleans, and 1e-4
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -106,10 +107,9 @@ def parse(text: str, hint: Any, where: str) -> Any:
         value = None if text.lower() == "none" else text and read_value(text, where)
         return convert(value, hint, where)
     except UserError as refused:
-        try:
+        with contextlib.suppress(UserError):
             return convert(text, hint, where)
-        except UserError:
-            raise refused from None
+        raise refused from None
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -129,10 +129,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return None
         options = [a for a in args if a is not type(None)]
         for option in options[:-1]:
-            try:
+            with contextlib.suppress(UserError):
                 return convert(value, option, where)
-            except UserError:
-                continue
         return convert(value, options[-1], where)
     if origin is typing.Literal:
         if not any(value == choice and type(value) is type(choice) for choice in args):
@@ -221,8 +219,7 @@ def read_value(text: str, where: str) -> Any:
         line = f" line {mark.line + 1}:" if mark else ""
         raise UserError(f"{where}:{line} not valid YAML ({error.problem})") from error
     except yaml.reader.ReaderError as error:
-        fault = f"character {error.character:#x} is not text"
-        raise UserError(f"{where}: not valid YAML ({fault})") from error
+        raise UserError(f"{where}: character {error.character:#x} is not text") from error
 
 
 class _Plain(yaml.BaseLoader):
@@ -242,10 +239,9 @@ class _Plain(yaml.BaseLoader):
         if self.depth == DEEPEST:
             raise _fault(event, f"nested more than {DEEPEST} levels deep")
         self.depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _fault(place: Any, problem: str) -> yaml.MarkedYAMLError:
@@ -260,8 +256,8 @@ def _value(node: Any) -> Any:
         return _scalar(node)
     mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
-        key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-        if key is None:
+        key = _value(key_node)
+        if key is None or isinstance(key, (list, dict)):
             raise _fault(key_node, "a key must be one word")
         if key in mapping:
             raise _fault(key_node, f"{key} is there twice; leave one")
@@ -306,6 +302,5 @@ def expand(text: str, where: str, **variables: str) -> Path:
 
 
 def _kind(value: Any) -> str:
-    return {dict: "a mapping", list: "a list", str: "text", type(None): "empty"}.get(
-        type(value), type(value).__name__
-    )
+    words = {dict: "a mapping", list: "a list", str: "text", type(None): "empty"}
+    return words.get(type(value), type(value).__name__)

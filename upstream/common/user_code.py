@@ -24,7 +24,7 @@ from upstream.common.errors import UserError, near_miss
 
 NAME = re.compile(r"(.+\.py):(\w+)")
 ROOMS = [PROJECT / room for room in ("upstream", "downstream", "merging")]
-LIBRARIES = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")]
+KNOWN = [*ROOMS, *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))]
 
 
 def thing(name: str) -> Any:
@@ -61,8 +61,18 @@ def beside(value: Any, folder: Path) -> Any:
 
 
 def imported(path: Path) -> list[ModuleType]:
-    """The user's modules that a file which was run imports, in turn."""
-    return [sys.modules[name] for name in _user_modules(path)]
+    """The loaded modules, not of a library or this project, that a file's code names, in turn."""
+    modules: dict[str, ModuleType] = {}
+    waiting = [(path, "")]
+    while waiting:
+        for name in _imports(*waiting.pop()):
+            module = sys.modules.get(name)
+            file = Path(getattr(module, "__file__", None) or "")
+            known = file.suffix != ".py" or any(map(file.is_relative_to, KNOWN))
+            if module and name not in modules and not known:
+                modules[name] = module
+                waiting.append((file, module.__package__ or ""))
+    return list(modules.values())
 
 
 def digest(path: Path) -> str:
@@ -72,11 +82,6 @@ def digest(path: Path) -> str:
     return hashlib.sha256("".join(contents).encode()).hexdigest()[:12]
 
 
-@functools.cache
-def _run_once(path: Path) -> ModuleType:
-    return run(path)
-
-
 def run(path: Path) -> ModuleType:
     """The user's file as a module, run anew with all that it imports of the user's."""
     disk.require_file(path)
@@ -84,8 +89,8 @@ def run(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    for imported in _user_modules(path):
-        del sys.modules[imported]
+    for other in imported(path):
+        sys.modules.pop(other.__name__, None)
     sys.modules[name] = module  # where pickle and inspect look for it
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # it is told by whole seconds
     try:
@@ -95,23 +100,7 @@ def run(path: Path) -> ModuleType:
     return module
 
 
-def _user_modules(path: Path) -> list[str]:
-    """The imported modules, neither of a library nor of this project, that a file's code names."""
-    names: dict[str, None] = {}
-    waiting = [(path, "")]
-    while waiting:
-        place, package = waiting.pop()
-        for name in _imports(place, package):
-            module = sys.modules.get(name)
-            file = getattr(module, "__file__", None)
-            if name not in names and file and file.endswith(".py") and not _known(Path(file)):
-                names[name] = None
-                waiting.append((Path(file), getattr(module, "__package__", "") or ""))
-    return list(names)
-
-
-def _known(file: Path) -> bool:
-    return any(file.is_relative_to(folder) for folder in (*ROOMS, *LIBRARIES))
+_run_once = functools.cache(run)
 
 
 def _imports(path: Path, package: str) -> Iterator[str]:

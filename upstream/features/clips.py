@@ -10,7 +10,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ INDEX = "files.json"  # its usual name
 QUIET = 2.0  # seconds: two changes this close may leave the same times (NFS, FAT)
 THREADS = 8
 SAVE_EVERY = 2_000  # files; an interrupted first look goes on from here
+TIMES = re.compile(r"([0-9.]+(?:e[-+]?[0-9]+)?)-([0-9.]+(?:e[-+]?[0-9]+)?)?")  # of a clip's key
 LEAST = 0.001  # seconds; a shorter part may hold no sample: audio.py decides
 
 
@@ -69,19 +71,16 @@ def clips(parts: Sequence[tuple[str, float | None, float | None]], index: Path) 
 
 def overlapping(heard: Collection[str], clips: Iterable[Clip]) -> list[Clip]:
     """The clips that share audio with clip keys `heard`: the same file and overlapping time."""
-    spans: dict[str, list[tuple[float, float]]] = {}
+    spans = defaultdict(list)
     for key in heard:
         content, start, end = _span(key)
-        spans.setdefault(content, []).append((start, end))
+        spans[content].append((start, end))
 
     def shares(clip: Clip) -> bool:
         content, start, end = _span(clip.key)
-        return any(start < last and first < end for first, last in spans.get(content, ()))
+        return any(start < last and first < end for first, last in spans[content])
 
     return [clip for clip in clips if shares(clip)]
-
-
-TIMES = re.compile(r"([0-9.]+(?:e[-+]?[0-9]+)?)-([0-9.]+(?:e[-+]?[0-9]+)?)?")
 
 
 def _span(key: str) -> tuple[str, float, float]:
@@ -142,13 +141,16 @@ def _whole(paths: list[str], index: Path) -> dict[str, _Row]:
             rows[path] = row
     unknown = [path for path in paths if path not in rows]
     fresh: dict[str, _Row] = {}
-    for count, (path, row, quiet) in enumerate(_read(unknown), 1):
-        rows[path] = row
-        if quiet:
-            fresh[os.path.abspath(path)] = row
-        if fresh and (len(fresh) == SAVE_EVERY or count == len(unknown)):
-            disk.write_checked(index, _load(index) | fresh)
-            fresh.clear()
+    with ThreadPoolExecutor(THREADS) as pool:
+        read = progress(pool.map(_read, unknown), "reading audio files", len(unknown))
+        for count, (row, path) in enumerate(zip(read, unknown), 1):
+            rows[path] = row
+            # a file in the making could change again and keep its times: it is read again next time
+            if row.stamp == _stamp(path) and time.time() - os.stat(path).st_ctime > QUIET:
+                fresh[os.path.abspath(path)] = row
+            if fresh and (len(fresh) == SAVE_EVERY or count == len(unknown)):
+                disk.write_checked(index, _load(index) | fresh)
+                fresh.clear()
     return rows
 
 
@@ -158,17 +160,8 @@ def _load(index: Path) -> dict[str, _Row]:
     return {path: _Row(*row) for path, row in rows.items()}
 
 
-def _read(paths: list[str]) -> Iterator[tuple[str, _Row, bool]]:
-    """(path, row, whether it may be remembered) of files that the index does not know."""
-
-    def read(path: str) -> tuple[str, _Row, bool]:
-        stamp = _stamp(path)
-        row = _Row(stamp, audio.seconds(path), digest(path))
-        # a file in the making could change again and keep its times: it is read again next time
-        return path, row, stamp == _stamp(path) and time.time() - os.stat(path).st_ctime > QUIET
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from progress(pool.map(read, paths), "reading audio files", len(paths))
+def _read(path: str) -> _Row:
+    return _Row(_stamp(path), audio.seconds(path), digest(path))
 
 
 def _stamp(path: str) -> str:

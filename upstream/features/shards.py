@@ -35,8 +35,6 @@ JSON = "shard.json"
 USED = "used"  # its time is the entry's last use
 AGAIN = "the same command computes it again"
 
-_verified: set[tuple[int, ...]] = set()  # stamps of array files whose checksum was right
-
 
 class Shard(NamedTuple):
     """A finished shard, as its json describes it."""
@@ -60,24 +58,25 @@ class Shard(NamedTuple):
         for array, (_, crc) in self.arrays.items():
             path = self.file(array)
             try:
-                stat = path.stat()
-                stamp = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
-                right = stamp in _verified or _checksum(path) == crc
+                right = _checksum(path, *_stamp(path)) == crc
             except OSError:
                 right = False
             if not right:
                 with _claim(self.path, wait=True):
                     shutil.rmtree(self.path, ignore_errors=True)
                 raise UserError(f"{path}: damaged on disk; removed, {AGAIN}")
-            _verified.add(stamp)
         return {name: np.load(self.file(name), mmap_mode="r") for name in self.arrays}
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    stat = file.stat()
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def read(path: Path) -> Shard | None:
     """The shard in the folder `path`, None if there is no whole one."""
     try:
-        stat = (path / JSON).stat()
-        shard = _described(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        shard = _described(path, *_stamp(path / JSON))
         sizes = [shard.file(array).stat().st_size for array in shard.arrays]
     except (OSError, AttributeError, KeyError, TypeError):  # not there; not ours
         return None
@@ -112,9 +111,7 @@ class Writer:
         self.path = folder / hashlib.blake2b(keys, digest_size=8).hexdigest()
         self.part = folder / f"{disk.PART}{self.path.name}-{uuid.uuid4().hex}"
         self.columns: dict[str, _Column] = {}
-        self.clips: list[Clip] = []
-        self.lens: list[int] = []
-        self.errors: list[float] = []
+        self.clips: list[tuple[Clip, int, float]] = []  # with frames and error
 
     def __enter__(self) -> Writer:
         with contextlib.ExitStack() as stack:
@@ -134,20 +131,19 @@ class Writer:
                 if name not in self.columns:
                     self.columns[name] = _Column(self.part / f"{name}.npy", array)
                 self.columns[name].append(array)
-        self.clips.append(clip)
-        self.lens.append(frames)
-        self.errors.append(error)
+        self.clips.append((clip, frames, error))
 
     def commit(self) -> None:
         """Make the rows visible."""
+        clips, lens, errors = zip(*self.clips)
         with disk.writing(self.path):
             facts = {
                 "format": FORMAT,
-                "keys": [clip.key for clip in self.clips],
-                "lens": self.lens,
+                "keys": [clip.key for clip in clips],
+                "lens": lens,
                 "shape": self.columns["rows"].shape,
-                "seconds": sum(clip.seconds for clip in self.clips),
-                "error": (sum(e * e for e in self.errors) / len(self.errors)) ** 0.5,
+                "seconds": sum(clip.seconds for clip in clips),
+                "error": (sum(e * e for e in errors) / len(errors)) ** 0.5,
                 "arrays": {name: column.close() for name, column in self.columns.items()},
             }
             disk.write_checked(self.part / JSON, facts)
@@ -160,10 +156,10 @@ class Writer:
 
 
 class _Column:
-    """One .npy file that grows; its checksum is computed on the way."""
+    """One .npy file that grows."""
 
     def __init__(self, path: Path, first: Array) -> None:
-        self.path, self.rows, self.crc = path, 0, 0
+        self.path, self.rows = path, 0
         self.type, self.shape = first.dtype.str, first.shape[1:]
         self.file = path.open("wb")
         self._header()
@@ -176,22 +172,20 @@ class _Column:
 
     def append(self, array: Array) -> None:
         self.file.write(array.data)
-        self.crc = zlib.crc32(array.data, self.crc)
         self.rows += len(array)
 
     def close(self) -> tuple[int, int]:
-        """Finish the file: its bytes and checksum, as `_checksum` reads it."""
+        """Finish the file: its bytes and checksum."""
         size = self.file.tell()
         self.file.seek(0)
         self._header()
-        length = self.file.tell()
         self.file.close()
-        with self.path.open("rb") as file:
-            return size, zlib.crc32(file.read(length), self.crc)
+        return size, _checksum(self.path)
 
 
-def _checksum(path: Path) -> int:
-    """CRC-32 of a .npy file: of its data, then of its header, which is written last."""
+@functools.cache
+def _checksum(path: Path, *stamp: int) -> int:
+    """CRC-32 of a .npy file: of its data, then of its header."""
     with path.open("rb") as file:
         start = file.read(10)
         header = start + file.read(int.from_bytes(start[8:], "little"))

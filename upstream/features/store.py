@@ -146,9 +146,7 @@ class Store:
 
     def entries(self) -> list[Entry]:
         """What there is, least recently used first."""
-        folders = [
-            path for path in self.root.glob("*/*") if path.name in get_args(Kind) and path.is_dir()
-        ]
+        folders = [path for kind in get_args(Kind) for path in self.root.glob(f"*/{kind}")]
         return sorted(map(_entry, folders), key=lambda entry: entry.used)
 
     def evict(
