@@ -96,9 +96,15 @@ def extract(
 
 
 def _make(
-    upstream: Upstream, clips: list[Clip], store: Store, cnn: str | None, batch_seconds: float,
-    what: str, targets: list[Target], run: Run,
-) -> None:  # fmt: skip
+    upstream: Upstream,
+    clips: list[Clip],
+    store: Store,
+    cnn: str | None,
+    batch_seconds: float,
+    what: str,
+    targets: list[Target],
+    run: Run,
+) -> None:
     """Compute and write what the targets miss of the clips, which come longest first.
 
     A process that computes the same just now is waited for; it may leave nothing to do.
@@ -116,24 +122,25 @@ def _make(
                 if part
             }
             expected, missing = missing, look()
-            if missing != expected:
-                continue
-            wanted = {target: set(part) for target, part in missing.items()}
-            todo = [clip for clip in clips if any(clip in part for part in wanted.values())]
-            source = Source(upstream, todo, store, cnn, run, verify=True)
-            batches = _batches(todo, batch_seconds)
-            for indices, items in progress(ahead(source.read, batches), what, len(batches)):
-                hidden, means = source.hidden(indices, items)
-                for row, clip in enumerate(todo[i] for i in indices):
-                    for target, writer in writers.items():
-                        if clip in wanted[target]:
-                            x = _rows(target[1], hidden, means, row)
-                            arrays, error = encode(target[1], x, clip.path)
-                            rows = {k: t.contiguous().cpu().numpy() for k, t in arrays.items()}
-                            writer.add(clip, rows, int(hidden.lens[row]), error)
-            for writer in writers.values():
-                writer.commit()
-            return
+            if missing == expected:
+                todo = [clip for clip in clips if any(clip in w.wanted for w in writers.values())]
+                source = Source(upstream, todo, store, cnn, run, verify=True)
+                _write(source, writers, batch_seconds, what)
+                return
+
+
+def _write(source: Source, writers: dict[Target, Writer], batch_seconds: float, what: str) -> None:
+    batches = _batches(source.clips, batch_seconds)
+    for indices, items in progress(ahead(source.read, batches), what, len(batches)):
+        hidden, means = source.hidden(indices, items)
+        for row, clip in enumerate(source.clips[i] for i in indices):
+            for (_, kind), writer in writers.items():
+                if clip in writer.wanted:
+                    arrays, error = encode(kind, _rows(kind, hidden, means, row), clip.path)
+                    rows = {name: t.contiguous().cpu().numpy() for name, t in arrays.items()}
+                    writer.add(clip, rows, int(hidden.lens[row]), error)
+    for writer in writers.values():
+        writer.commit()
 
 
 def _rows(kind: Kind, hidden: Hidden, means: Tensor, row: int) -> Tensor:
@@ -144,7 +151,7 @@ def _rows(kind: Kind, hidden: Hidden, means: Tensor, row: int) -> Tensor:
     return frames[:, 0] if kind == "cnn" else frames
 
 
-def _batches(clips: list[Clip], batch_seconds: float) -> list[list[int]]:
+def _batches(clips: Sequence[Clip], batch_seconds: float) -> list[list[int]]:
     """Clips, longest first, by index in batches of at most this much audio, padding included."""
     batches: list[list[int]] = []
     for index in range(len(clips)):

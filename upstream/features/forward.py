@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -59,22 +60,25 @@ def forward(upstream: Upstream, items: list[Tensor], run: Run = whole) -> Hidden
     return Hidden(torch.cat(layers, 1), torch.cat([half.lens for half in halves]))
 
 
+@dataclass
 class Source:
-    """Clips as an upstream takes them: their audio, or its CNN's outputs where a store has them.
+    """Clips as an upstream takes them: their audio, or its CNN's outputs where a store has them."""
 
-    cnn: whose outputs may be used; verify: audio must be what its clips were made from.
-    """
+    upstream: Upstream
+    clips: Sequence[Clip]
+    store: Store
+    cnn: str | None  # whose outputs may be used
+    run: Run = whole  # for audio
+    verify: bool = False  # that audio still is what its clips were made from
 
-    def __init__(
-        self, upstream: Upstream, clips: Sequence[Clip], store: Store, cnn: str | None,
-        run: Run = whole, verify: bool = False,
-    ) -> None:  # fmt: skip
-        self.upstream, self.clips, self.run, self.verify = upstream, clips, run, verify
-        missing = {clip.key for clip in store.missing(cnn, "cnn", clips)} if cnn else set()
-        kept = [i for i, clip in enumerate(clips) if cnn and clip.key not in missing]
-        self.row = {index: row for row, index in enumerate(kept)}  # in the CNN's outputs
-        if cnn and kept:
-            self.outputs = store.open(cnn, "cnn", [clips[i] for i in kept])
+    def __post_init__(self) -> None:
+        self.row: dict[int, int] = {}  # index of a clip -> its row in the CNN's outputs
+        if self.cnn:
+            missing = {clip.key for clip in self.store.missing(self.cnn, "cnn", self.clips)}
+            kept = [i for i, clip in enumerate(self.clips) if clip.key not in missing]
+            self.row = {index: row for row, index in enumerate(kept)}
+            if kept:
+                self.outputs = self.store.open(self.cnn, "cnn", [self.clips[i] for i in kept])
 
     def read(self, indices: Sequence[int]) -> list[Tensor]:
         """What `hidden` needs: the CNN's outputs [T_i, C] of a batch, or its audio [N_i]."""

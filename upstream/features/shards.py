@@ -107,6 +107,7 @@ class Writer:
 
     def __init__(self, folder: Path, clips: Sequence[Clip]) -> None:
         """The name of the shard follows from the `clips` it is going to hold."""
+        self.wanted = frozenset(clips)
         keys = "\n".join(clip.key for clip in clips).encode()
         self.path = folder / hashlib.blake2b(keys, digest_size=8).hexdigest()
         self.part = folder / f"{disk.PART}{self.path.name}-{uuid.uuid4().hex}"

@@ -117,9 +117,7 @@ class Store:
         """The clips whose features are not there: in order, none twice."""
         shelf = shards.read_all(self.folder(fingerprint, kind))
         kept = {key for shard in shelf for key in shard.keys}
-        wanted: dict[str, Clip] = {}
-        for clip in clips:
-            wanted.setdefault(clip.key, clip)
+        wanted = {clip.key: clip for clip in clips}
         return [clip for key, clip in wanted.items() if key not in kept]
 
     def open(self, fingerprint: str, kind: Kind, clips: Sequence[Clip]) -> Features:
