@@ -95,11 +95,9 @@ def whole(path: Path) -> Iterator[Path]:
 def lease(folder: Path, *, wait: bool, name: str = LEASE) -> Iterator[bool]:
     """Claim the work in `folder`: True while it is ours.
 
-    Another process that holds the claim is waited for, or, without `wait`, False comes at once.
-    A killed holder's claim is free at once on its own host, and after LEASE_SECONDS elsewhere; what
-    killed processes left half-written in the folder is removed. Should a holder that froze wake up
-    again, two do the same work: both write whole files of the same content. Raises UserError where
-    the folder cannot be written.
+    Another holder is waited for, or, without `wait`, False comes at once. A killed one's claim is
+    free at once on its own host, after LEASE_SECONDS elsewhere, and what it left half-written goes.
+    Should one that froze wake up again, both write the same whole files. Raises UserError.
     """
     import filelock  # 30 ms
 

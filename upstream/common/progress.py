@@ -33,10 +33,7 @@ def progress(
 
 
 def share_terminal(started: Any, lock: Any) -> int:
-    """In a worker: take the next line of the terminal; `started` and `lock` are the pool's.
-
-    Returns the worker's number, from 1.
-    """
+    """In a worker: take the next line of the terminal, from 1; the arguments are the pool's."""
     global _line
     tqdm.set_lock(lock)
     with started.get_lock():

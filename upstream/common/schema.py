@@ -44,12 +44,10 @@ class Bound(NamedTuple):
         return above and (value < self.high if self.open_high else value <= self.high)
 
     def __str__(self) -> str:
-        if math.isinf(self.low):
-            return "a finite number" if math.isinf(self.high) else f"at most {self.high:.10g}"
         low = f"{'above' if self.open_low else 'at least'} {self.low:.10g}"
-        if math.isinf(self.high):
-            return low
-        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:.10g}"
+        high = f"{'below' if self.open_high else 'at most'} {self.high:.10g}"
+        ends = [end for end, at in ((low, self.low), (high, self.high)) if math.isfinite(at)]
+        return " and ".join(ends) or "a finite number"
 
 
 LARGEST = 2**31 - 1

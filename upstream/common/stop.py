@@ -37,10 +37,7 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Processes that are started in the block are deaf to these signals: this one ends them.
-
-    One that arrives meanwhile is heard after the block.
-    """
+    """Processes started in the block are deaf to these signals; this one hears them after it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -7,6 +7,7 @@ times and inode, so that a corpus is read once and only looked at afterwards.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import time
@@ -48,7 +49,7 @@ class Clip(NamedTuple):
         return f"{self.digest}:{self.start or 0.0}-{'' if self.end is None else self.end}"
 
     def part(self, start: float, end: float) -> Clip:
-        """The window between two times in seconds of the file, which must lie inside the file."""
+        """The window between two times in seconds, which must lie inside the file."""
         return self._replace(start=start, end=end, seconds=end - start)
 
     def load(self) -> Tensor:
@@ -73,22 +74,18 @@ def overlapping(heard: Collection[str], clips: Iterable[Clip]) -> list[Clip]:
     """The clips that share audio with clip keys `heard`: the same file and overlapping time."""
     spans = defaultdict(list)
     for key in heard:
-        content, start, end = _span(key)
-        spans[content].append((start, end))
-
-    def shares(clip: Clip) -> bool:
-        content, start, end = _span(clip.key)
-        return any(start < last and first < end for first, last in spans[content])
-
-    return [clip for clip in clips if shares(clip)]
-
-
-def _span(key: str) -> tuple[str, float, float]:
-    """Digest, start and end of a clip's key; a key without times is the whole file."""
-    content, _, times = key.partition(":")
-    match = TIMES.fullmatch(times)
-    start, end = match.groups() if match else (0.0, None)
-    return content, float(start), float("inf" if end is None else end)
+        content, _, times = key.partition(":")
+        match = TIMES.fullmatch(times)  # a key without times is the whole file
+        start, end = match.groups() if match else ("0", None)
+        spans[content].append((float(start), float(end or "inf")))
+    return [
+        clip
+        for clip in clips
+        if any(
+            start < (clip.end or math.inf) and (clip.start or 0.0) < end
+            for start, end in spans[clip.digest]
+        )
+    ]
 
 
 def digest(path: str | Path) -> str:
@@ -128,11 +125,7 @@ class _Row(NamedTuple):
 
 
 def _whole(paths: list[str], index: Path) -> dict[str, _Row]:
-    """The rows of whole files.
-
-    Two processes may write the index at once: the last wins, and a row that is lost is only read
-    again.
-    """
+    """Rows by path. Of two writers of the index the last wins: a lost row is only read again."""
     known = _load(index)
     rows: dict[str, _Row] = {}
     for path in paths:

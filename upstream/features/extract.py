@@ -43,10 +43,7 @@ def bytes_of(upstream: Upstream, kind: Kind, seconds: float) -> int:
 
 
 def shards(clips: Sequence[Clip]) -> list[list[Clip]]:
-    """At most ten minutes each (or one longer clip), longest clips first.
-
-    Equal sets of clips make equal shards, in whatever order they come.
-    """
+    """At most ten minutes each (or one longer clip), longest first, whatever order they come in."""
     parts: list[list[Clip]] = []
     filled = SHARD_SECONDS
     for clip in sorted(clips, key=lambda clip: (-clip.seconds, clip.key)):
@@ -72,9 +69,7 @@ def extract(
 
     share_cnn: where the upstream says which CNN it has, the CNN's outputs are kept too, and taken
     from the store for clips that passed any upstream with the same CNN. Kind "cnn" implies it.
-
-    Raises UserError for unreadable audio, hidden states that are not finite, and a store that
-    cannot be written.
+    Raises UserError for audio, hidden states or a store that cannot be used.
     """
     upstream.eval()
     cnn = upstream.cnn_fingerprint() if share_cnn or "cnn" in kinds else None

@@ -36,7 +36,6 @@ def provide(
     What the store has is read. What it misses of means is extracted; of frames too where they may
     be kept (`where`; "auto": they take at most half of the free disk), else all are recomputed
     for every batch. A recomputed frame is rounded like a kept one: a score is the same either way.
-
     name, share_cnn, batch_seconds: as of `extract`. Raises UserError, as `extract` and `open` do.
     """
     upstream.eval()
@@ -62,10 +61,7 @@ Indices = Sequence[int]
 def in_order(
     features: Features, order: Iterable[Indices]
 ) -> Iterator[tuple[Indices, Tensor, Tensor]]:
-    """Each of `order` with its batch; audio is read in threads while the batches before are in use.
-
-    Like `features.batch` for each in turn.
-    """
+    """Each of `order` with its `features.batch`; audio is read ahead in threads."""
     if isinstance(features, Recomputed):
         for indices, items in ahead(features.read, order):
             yield indices, *features.compute(indices, items)
@@ -75,10 +71,9 @@ def in_order(
 
 
 class Recomputed(Source):
-    """Frames computed again for every batch: what is left where they may not be kept on disk.
+    """Frames computed again for every batch, which comes where the upstream is.
 
-    From the CNN's outputs for those utterances whose outputs are in the store. Batches are where
-    the upstream is.
+    For utterances whose CNN outputs are in the store, from these.
     """
 
     def __init__(self, upstream: Upstream, clips: Sequence[Clip], kind: Kind, store: Store) -> None:

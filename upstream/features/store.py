@@ -84,10 +84,7 @@ class Kept:
         return torch.from_numpy(x[:, :, 0] if self.mean else x), lens
 
     def _read(self, index: int, count: int) -> dict[str, Array]:
-        """The arrays of an utterance's rows.
-
-        They are read, not mapped: a mapping costs a page fault every 4 kB in every epoch.
-        """
+        """The arrays of an utterance's rows."""
         number, first = self.place[index].tolist()
         if number not in self.mapped:
             self.mapped[number] = self.shelf[number].map()
@@ -95,7 +92,7 @@ class Kept:
         for name, mapped in self.mapped[number].items():
             width = math.prod(mapped.shape[1:])
             offset = mapped.offset + first * width * mapped.itemsize
-            try:
+            try:  # read, not mapped: a mapping costs a page fault every 4 kB in every epoch
                 flat = np.fromfile(str(mapped.filename), mapped.dtype, width * count, "", offset)
             except OSError as error:  # another process found it damaged
                 raise UserError(f"{mapped.filename}: gone; run the same command again") from error
