@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Literal, NamedTuple
 
 from downstream.base import METRICS
-from downstream.report.groups import (
-    Labels,
-    TaskVersion,
-    grouped,
-    labels,
-    name,
-    of_upstream,
-    version,
-)  # fmt: skip
+from downstream.report.groups import Labels, TaskVersion, grouped, labels, name, results_of, version
 from downstream.report.results import Result
 from downstream.report.statistics import PREDICTED, holm, interval, paired, stacked
 from upstream.common.errors import UserError
@@ -73,33 +66,33 @@ def compare(a: str, b: str, results: Sequence[Result]) -> Comparison:
 
     Raises UserError if a name is unknown, or stands for several weights.
     """
-    sides = [of_upstream(results, which) for which in (a, b)]
+    sides = [results_of(wanted, results) for wanted in (a, b)]
     left, right = (grouped(side, version) for side in sides)
     called = labels([r for side in sides for r in side])
-    skipped = [
+    rows, refused = differences(left, right, called)
+    alone = [
         f"{called.task[v]}: only {a if v in left else b} has this version of it ({v.revision})"
         for v in sorted(left.keys() ^ right.keys())
     ]
-    rows, refused = differences(left, right, called)
-    return Comparison(a, b, rows, skipped + refused)
+    return Comparison(a, b, rows, alone + refused)
 
 
 def scores(group: Sequence[Result], called: Labels) -> list[Row]:
     """Every metric of one upstream in one task, its seeds together."""
     summaries = [r.summary for r in group]
-    cell, first = group[0].cell, summaries[0]
-    seen = max(r.score.seen / r.summary.utterances for r in group)
     if len({summary.test for summary in summaries}) > 1:
         raise UserError(f"{group[0].folder.parent}: seeds were tested on different data; delete it")
+    cell, first = group[0].cell, summaries[0]
     rows = []
     for metric in first.samples:
-        found = interval(stacked(summaries, metric))
+        score = interval(stacked(summaries, metric))
         rows.append(Row(
             suite=cell.suite, upstream=called.upstream[name(group[0])],
             fingerprint=cell.fingerprint, task=called.task[version(group[0])],
-            recipe=cell.revision, metric=metric, score=found.value, low=found.low, high=found.high,
+            recipe=cell.revision, metric=metric, score=score.value, low=score.low, high=score.high,
             seeds=len(group), clusters=len(first.clusters), unit=first.unit,
-            utterances=first.utterances, seen=seen, note=found.reason,
+            utterances=first.utterances, note=score.reason,
+            seen=max(r.score.seen / first.utterances for r in group),
         ))  # fmt: skip
     return rows
 
@@ -110,22 +103,23 @@ def differences(a: Tasks, b: Tasks, called: Labels) -> tuple[list[Row], list[str
     The differences of one pair in one suite are the family that p is adjusted for: neither a
     further upstream in a table nor another suite changes the verdict on a pair.
     """
-    rows, refused = list[Row](), []
+    families: dict[str, list[Row]] = defaultdict(list)
+    refused = []
     for task in sorted(a.keys() & b.keys()):
-        lone = sorted({r.cell.seed for r in a[task]} ^ {r.cell.seed for r in b[task]})
+        left, right = ({r.cell.seed: r for r in side[task]} for side in (a, b))
+        shared, lone = sorted(left.keys() & right.keys()), sorted(left.keys() ^ right.keys())
         try:
-            rows += _minus(a[task], b[task], called)
+            pairs = [left[seed] for seed in shared], [right[seed] for seed in shared]
+            families[task.suite] += _minus(*pairs, called)
             refused += [f"{called.task[task]}: seeds that only one has: {lone}"] if lone else []
         except UserError as error:
             refused.append(f"{called.task[task]}: {error}")
-    judged = []
-    for suite in dict.fromkeys(row.suite for row in rows):
-        family = [row for row in rows if row.suite == suite]
-        adjusted = holm([row.p for row in family])
-        judged += [
-            row._replace(p_holm=p, verdict=_verdict(row, p)) for row, p in zip(family, adjusted)
-        ]
-    return judged, refused
+    rows = [
+        row._replace(p_holm=p, verdict=_verdict(row, p))
+        for family in families.values()
+        for row, p in zip(family, holm([row.p for row in family]))
+    ]
+    return rows, refused
 
 
 def detectable(results: Iterable[Result], task: TaskVersion) -> float | None:
@@ -135,12 +129,11 @@ def detectable(results: Iterable[Result], task: TaskVersion) -> float | None:
     median over upstreams paired with the first, or if there is only one, as if errors were not
     paired, which is an upper bound. None without a result that says.
     """
-    groups = grouped((r for r in results if version(r) == task), name)
-    if not groups:
+    mine = [r for r in results if version(r) == task]
+    if not mine:
         return None
-    first, *others = (groups[key] for key in sorted(groups))
-    called = labels(r for group in groups.values() for r in group)
-    pairs = [differences({task: other}, {task: first}, called)[0] for other in others]
+    first, *others = (group for _, group in sorted(grouped(mine, name).items()))
+    pairs = [differences({task: other}, {task: first}, labels(mine))[0] for other in others]
     sizes = [rows[0].detectable for rows in pairs if rows]
     if not others:
         alone = stacked([r.summary for r in first], first[0].score.metric)
@@ -150,33 +143,25 @@ def detectable(results: Iterable[Result], task: TaskVersion) -> float | None:
 
 
 def _minus(a: Sequence[Result], b: Sequence[Result], called: Labels) -> list[Row]:
-    """Every metric of a task. Raises UserError if no seed is shared or the test sets differ."""
-    shared = {r.cell.seed for r in a} & {r.cell.seed for r in b}
-    if not shared:
+    """Every metric of a task. Raises UserError for no seed, or if the test sets differ."""
+    if not a:
         raise UserError("no head seed in common")
-    a, b = ([r for r in sorted(side, key=_seed) if r.cell.seed in shared] for side in (a, b))
     x, y = ([r.summary for r in side] for side in (a, b))
     if x[0].test != y[0].test:
         raise UserError(_first_difference(a[0], b[0]))
+    # where no head is trained there is one seed, and no other to know of
+    few = f"{len(a)} head seed{'s' * (len(a) > 1)}" if len(a) < SEEDS and a[0].score.lr else ""
     rows = []
     for row, other in zip(scores(a, called), scores(b, called)):
-        found = paired(x, y, row.metric)
-        row = row._replace(
+        minus = paired(x, y, row.metric)
+        rows.append(row._replace(
             reference=other.upstream, reference_score=other.score, reference_seen=other.seen,
-            difference=found.value, low=found.low, high=found.high, p=found.p, verdict="unknown",
-            detectable=found.detectable, note=found.reason,
-        )  # fmt: skip
-        # where no head is trained there is one seed, and no other to know of
-        if len(shared) < SEEDS and a[0].score.lr:
-            few = f"{len(shared)} head seed{'s' * (len(shared) > 1)}: the difference between heads "
-            few += f"is not known; run --seeds {SEEDS}"
-            row = row._replace(p=math.nan, verdict="withheld", note=few)
-        rows.append(row)
+            difference=minus.value, low=minus.low, high=minus.high, detectable=minus.detectable,
+            p=math.nan if few else minus.p, verdict="withheld" if few else "unknown",
+            note=f"{few}: the difference between heads is not known; run --seeds {SEEDS}"
+            if few else minus.reason,
+        ))  # fmt: skip
     return rows
-
-
-def _seed(result: Result) -> int:
-    return result.cell.seed
 
 
 def _verdict(row: Row, p: float) -> Verdict:
@@ -198,8 +183,8 @@ def _first_difference(a: Result, b: Result) -> str:
         return f"{len(lone)} utterances that only one was tested on (such as {lone[0][0]})"
     differ = [
         f"the {field} of {key[0]}"
-        for key in x
-        for field in x[key]
-        if field not in PREDICTED and x[key][field] != y[key][field]
+        for key, fields in x.items()
+        for field in fields.keys() - PREDICTED
+        if fields[field] != y[key][field]
     ]
     return f"the test sets disagree on {len(differ)} facts (such as {differ[0]})"

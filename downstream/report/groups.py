@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from downstream.report.results import Result
 from upstream.common.errors import UserError, near_miss
 
 Key = TypeVar("Key")
+Name: TypeAlias = tuple[str, str]  # of an upstream: what it is called, its fingerprint
 
 
 class TaskVersion(NamedTuple):
@@ -18,16 +19,6 @@ class TaskVersion(NamedTuple):
     suite: str
     task: str
     revision: str
-
-
-class Name(NamedTuple):
-    """An upstream: what it is called and what it is."""
-
-    upstream: str
-    fingerprint: str
-
-    def __str__(self) -> str:
-        return f"{self.upstream}@{self.fingerprint}"
 
 
 class Labels(NamedTuple):
@@ -44,7 +35,7 @@ def version(result: Result) -> TaskVersion:
 
 def name(result: Result) -> Name:
     """The upstream that a result is about."""
-    return Name(result.cell.upstream, result.cell.fingerprint)
+    return result.cell.upstream, result.cell.fingerprint
 
 
 def grouped(results: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, list[Result]]:
@@ -55,19 +46,19 @@ def grouped(results: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key
     return groups
 
 
-def of_upstream(results: Iterable[Result], wanted: str) -> list[Result]:
+def results_of(wanted: str, results: Iterable[Result]) -> list[Result]:
     """The results of one upstream, by name or name@fingerprint.
 
     Raises UserError if there are none, or if the name stands for several weights.
     """
     groups = grouped(results, name)
-    hits = sorted(n for n in groups if wanted in (n.upstream, str(n)))
-    if not hits:
-        known = {n.upstream for n in groups}
-        raise UserError(f"no results for upstream {wanted!r}{near_miss(wanted, known)}")
+    hits = sorted(n for n in groups if wanted in (n[0], "@".join(n)))
     if len(hits) > 1:
-        choices = " or ".join(map(str, hits))
+        choices = " or ".join(map("@".join, hits))
         raise UserError(f"{wanted!r} has results of different weights; say {choices}")
+    if not hits:
+        known = {upstream for upstream, _ in groups}
+        raise UserError(f"no results for upstream {wanted!r}{near_miss(wanted, known)}")
     return groups[hits[0]]
 
 
@@ -75,15 +66,12 @@ def labels(results: Iterable[Result]) -> Labels:
     """Names as short as they can be and still tell apart what is there."""
     results = list(results)
     names, versions = {name(r) for r in results}, {version(r) for r in results}
-    weights = Counter(n.upstream for n in names)
-    versions_of = Counter((v.suite, v.task) for v in versions)
+    weights = Counter(upstream for upstream, _ in names)
+    revisions = Counter((v.suite, v.task) for v in versions)
     several = len({v.suite for v in versions}) > 1
-    return Labels(
-        {n: str(n) if weights[n.upstream] > 1 else n.upstream for n in names},
-        {
-            v: f"{v.suite}/" * several
-            + v.task
-            + f"@{v.revision[:6]}" * (versions_of[v.suite, v.task] > 1)
-            for v in versions
-        },
-    )
+    tasks = {}
+    for v in versions:
+        suite = f"{v.suite}/" if several else ""
+        revision = f"@{v.revision[:6]}" if revisions[v.suite, v.task] > 1 else ""
+        tasks[v] = f"{suite}{v.task}{revision}"
+    return Labels({n: "@".join(n) if weights[n[0]] > 1 else n[0] for n in names}, tasks)

@@ -8,7 +8,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -88,11 +88,9 @@ class Result:
     def predictions(self) -> list[Record]:
         """What the head said of the test set. Raises UserError if the file is spoilt."""
         path = self.folder / "predictions.jsonl"
-        try:
+        with _reading(path, f"delete the folder {self.folder}"):
             lines = path.read_text(encoding="utf-8").split("\n")
             return [record(json.loads(line)) for line in lines if line]
-        except SPOILT as error:
-            raise _spoilt(path, error, f"delete the folder {self.folder}") from None
 
     @cached_property
     def summary(self) -> Summary:
@@ -100,8 +98,7 @@ class Result:
 
         Raises UserError naming the file if predictions and score do not belong together.
         """
-        path = self.folder / "predictions.jsonl"
-        try:
+        with _reading(self.folder / "predictions.jsonl", f"delete the folder {self.folder}"):
             summary = _read_summary(self.folder)
             if summary is None:
                 summary = summarise(self.predictions, self.score.metric)
@@ -111,8 +108,6 @@ class Result:
             if not abs(score - self.score.score) < ROUNDING:
                 raise ValueError(f"it scores {score:g}, score.json says {self.score.score:g}")
             return summary
-        except SPOILT as error:
-            raise _spoilt(path, error, f"delete the folder {self.folder}") from None
 
 
 def save(root: Path, cell: Cell, result: Score, predictions: Sequence[Record]) -> Path:
@@ -150,23 +145,52 @@ def load_results(root: Path) -> list[Result]:
     return [read_cell(path) for path in sorted(root.glob("*@*/*/*@*/seed*/score.json"))]
 
 
+def read_cell(path: Path) -> Result:
+    """The cell of one score.json. Raises UserError naming the file if it cannot be understood."""
+    with _reading(path, "delete it"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+        names, stored = content["cell"], content["result"]
+        stored["dev"] = {  # of a head that diverged it was NaN
+            fold: {lr: math.nan if value is None else value for lr, value in scores.items()}
+            for fold, scores in stored["dev"].items()
+        }
+        cell, score = Cell(revision=names.pop("recipe"), **names), Score(**stored)
+        for key, value in {**vars(cell), **vars(score)}.items():
+            if not isinstance(value, KINDS.get(key, object)):
+                raise ValueError(f"{key} is {value!r:.40}")
+        return Result(cell, score, path.parent)
+
+
+@contextlib.contextmanager
+def _reading(path: Path, remedy: str) -> Iterator[None]:
+    """What is wrong with a file as one line that names it."""
+    try:
+        yield
+    except SPOILT as error:
+        if isinstance(error, UserError) and str(path) in str(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{path} cannot be read ({reason}); {remedy} and run the benchmark again"
+        ) from None
+
+
 def provenance() -> dict[str, Any]:
     """The fields of `Score` that say what made it: versions, git, created."""
+    packages = {"project": "speech-ft-bench", "torch": "torch", "transformers": "transformers"}
+    versions = {name: _version(package) for name, package in packages.items()}
     return {
-        "versions": {
-            "python": sys.version.split()[0],
-            "project": _version("speech-ft-bench"),
-            "torch": _version("torch"),
-            "transformers": _version("transformers"),
-        },
+        "versions": {"python": sys.version.split()[0], **versions},
         "git": _git(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
 def safe_name(name: str) -> str:
-    """A readable folder name: `hf:org/model` becomes `hf-org-model`, `merged:alpha=0.5`
-    `merged-alpha=0.5`. What distinguishes two upstreams is the fingerprint beside it."""
+    """A readable folder name: `hf:org/model` becomes `hf-org-model`. What distinguishes two
+    upstreams is the fingerprint beside it."""
     safe = re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
     return safe[-80:].lstrip("-.") or "unnamed"  # the end of a path says most
 
@@ -180,30 +204,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return value
-
-
-def read_cell(path: Path) -> Result:
-    """The cell of one score.json. Raises UserError naming the file if it cannot be understood."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
-        stored = content["result"]
-        # the dev score of a head that diverged was NaN
-        dev = {
-            fold: {lr: math.nan if value is None else value for lr, value in scores.items()}
-            for fold, scores in stored["dev"].items()
-        }
-        names = content["cell"]
-        cell = Cell(revision=names.pop("recipe"), **names)
-        score = Score(**{**stored, "dev": dev})
-        facts = {**vars(cell), **vars(score)}
-        for key, kind in KINDS.items():
-            if not isinstance(facts[key], kind):
-                raise ValueError(f"{key} is {facts[key]!r:.40}")
-        return Result(cell, score, path.parent)
-    except SPOILT as error:
-        raise _spoilt(path, error, "delete it") from None
 
 
 def _stamp(folder: Path) -> list[int]:
@@ -233,13 +233,6 @@ def _read_summary(folder: Path) -> Summary | None:
     return Summary(**content, samples=samples)
 
 
-def _spoilt(path: Path, error: Exception, remedy: str) -> UserError:
-    if isinstance(error, UserError) and str(path) in str(error):
-        return error
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return UserError(f"{path} cannot be read ({reason}); {remedy} and run the benchmark again")
-
-
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -250,16 +243,13 @@ def _version(package: str) -> str:
 def _git() -> dict[str, Any]:
     def ask(*words: str) -> str:
         command = ["git", "-C", str(PROJECT), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
+        return subprocess.check_output(
+            command, text=True, stderr=subprocess.DEVNULL, timeout=20
+        ).strip()
 
-    unknown = {"revision": "unknown", "dirty": None}
-    try:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         # an installed copy may lie inside somebody else's repository
-        if Path(ask("rev-parse", "--show-toplevel")).resolve() != PROJECT:
-            return unknown
-        dirty = bool(ask("status", "--porcelain", "--untracked-files=no"))
-        return {"revision": ask("rev-parse", "HEAD"), "dirty": dirty}
-    except (OSError, subprocess.SubprocessError):
-        return unknown
+        if Path(ask("rev-parse", "--show-toplevel")).resolve() == PROJECT:
+            dirty = bool(ask("status", "--porcelain", "--untracked-files=no"))
+            return {"revision": ask("rev-parse", "HEAD"), "dirty": dirty}
+    return {"revision": "unknown", "dirty": None}

@@ -170,27 +170,24 @@ def _sample(metric: str, records: Sequence[Record], clusters: Sequence[str]) -> 
     speaker of its enrolment; that a speaker also occurs on the other side is not in the interval.
     """
     score = METRICS[metric].score
-    score = METRICS[metric].score
-    parts: dict[str, list[Record]] = defaultdict(list)
+    parts: dict[str, list[Record]] = {cluster: [] for cluster in clusters}
     for record in records:
         parts[record.cluster].append(record)
     if records[0].fold:
-        alone = np.array([score(parts[cluster]) for cluster in clusters])
+        alone = np.array([score(part) for part in parts.values()])
         whole, without = float(alone.mean()), _rest(alone) / (len(alone) - 1 or math.nan)
-    elif counts := [r for r in records if isinstance(r, Count)]:
-        sums = {cluster: [0.0, 0.0] for cluster in clusters}
-        for count in counts:
-            sums[count.cluster][0] += count.errors
-            sums[count.cluster][1] += count.total
-        errors, total = np.array([*sums.values()]).T
+        return Sample(np.array([whole]), without[:, None])
+    if isinstance(records[0], Count):
+        sums = [
+            [sum(r.errors for r in part), sum(r.total for r in part)] for part in parts.values()
+        ]
+        errors, total = np.array(sums, dtype=float).T
         rest = 100 * _rest(errors) / np.where(_rest(total) > 0, _rest(total), math.nan)
-        whole = score(records)
         without = rest if METRICS[metric].better == "lower" else 100 - rest
     else:
-        whole = score(records)
         parted = ([r for r in records if r.cluster != cluster] for cluster in clusters)
         without = np.array([_or_nan(score, part) for part in parted])
-    return Sample(np.array([whole]), without[:, None])
+    return Sample(np.array([score(records)]), without[:, None])
 
 
 def _rest(parts: Array) -> Array:

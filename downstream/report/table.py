@@ -1,17 +1,18 @@
-"""Rows to read: a suite as one table, two upstreams side by side."""
+"""Rows to read: a suite as one table, two upstreams side by side, and what must be said of them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from downstream.report.compare import Comparison, Row, differences, scores
-from downstream.report.groups import grouped, labels, name, of_upstream, version
+from downstream.base import METRICS
+from downstream.report.compare import SIGNIFICANT, Comparison, Row, differences, scores
+from downstream.report.groups import grouped, labels, name, results_of, version
 from downstream.report.layout import TextTable, as_csv, latex, markdown, text, wrapped
-from downstream.report.notes import heading, mark, notes_on, p_value
 from downstream.report.results import Result, finite
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
@@ -38,28 +39,28 @@ def summary(results: Sequence[Result], suite: str, references: Sequence[str] = (
     if not mine:
         known = {r.cell.suite for r in results}
         raise UserError(f"no results in suite {suite!r}{near_miss(suite, known)}")
-    chosen = [name(of_upstream(mine, reference)[0]) for reference in references]
+    chosen = [name(results_of(reference, mine)[0]) for reference in references]
     called = labels(mine)
     groups = {n: grouped(group, version) for n, group in grouped(mine, name).items()}
-    order = [*chosen, *(n for n in sorted(groups) if n not in chosen)]
-    rows = [row for n in order for v in sorted(groups[n]) for row in scores(groups[n][v], called)]
-    skipped = []
+    order = list(dict.fromkeys([*chosen, *sorted(groups)]))
+    table = Table([], [])
+    for n in order:
+        for _, group in sorted(groups[n].items()):
+            table.rows.extend(scores(group, called))
     for i, reference in enumerate(chosen):
         for other in order[i + 1 :]:
-            more, refused = differences(groups[other], groups[reference], called)
+            rows, refused = differences(groups[other], groups[reference], called)
             lacking = sorted(groups[other].keys() - groups[reference].keys())
             refused += [f"{called.task[v]}: {called.upstream[reference]} has none" for v in lacking]
-            rows += more
-            skipped += [f"not compared: {called.upstream[other]}, {line}" for line in refused]
-    return Table(rows, skipped)
+            table.rows.extend(rows)
+            table.skipped.extend(f"{called.upstream[other]}, {reason}" for reason in refused)
+    return table
 
 
 def show(table: Table) -> str:
     """For the terminal: scores, then differences from each reference, four tasks abreast."""
-    columns = _columns(table)
-    parts = [columns[i : i + TASKS_ABREAST] for i in range(0, len(columns), TASKS_ABREAST)]
-    blocks = [f"{title}{text(body)}" for part in parts for title, body in _blocks(table, part)]
-    return "\n\n".join([*blocks, wrapped(notes_on(table.rows) + table.skipped)])
+    blocks = [title + text(body) for title, body in _blocks(table.rows, TASKS_ABREAST)]
+    return "\n\n".join([*blocks, wrapped(_notes(table))])
 
 
 def write(root: Path, results: Sequence[Result], references: Sequence[str] = ()) -> list[Path]:
@@ -71,18 +72,20 @@ def write(root: Path, results: Sequence[Result], references: Sequence[str] = ())
     """
     rows, pages = list[Row](), ["# Results"]
     for suite, mine in sorted(grouped(results, lambda r: r.cell.suite).items()):
-        known, notes = [], []
+        known, unknown = [], []
         for reference in references:
             try:
-                of_upstream(mine, reference)
+                results_of(reference, mine)
                 known.append(reference)
             except UserError as error:
-                notes.append(f"no differences: {error}")
+                unknown.append(f"no differences: {error}")
         table = summary(mine, suite, known)
         rows += table.rows
-        blocks = [f"{title}\n{markdown(body)}" for title, body in _blocks(table, _columns(table))]
-        notes = notes_on(table.rows) + table.skipped + notes
-        pages += [f"## {suite}", *blocks, "\n".join(f"- {note}" for note in notes)]
+        blocks = [
+            f"{title}\n{markdown(body)}" for title, body in _blocks(table.rows, len(table.rows))
+        ]
+        notes = [f"- {note}" for note in _notes(table) + unknown]
+        pages += [f"## {suite}", *blocks, "\n".join(notes)]
     disk.write(root / "table.csv", as_csv(Row._fields, rows))
     disk.write(root / "table.md", "\n\n".join(pages) + "\n")
     return [root / "table.csv", root / "table.md"]
@@ -98,11 +101,9 @@ def render(comparison: Comparison, form: Format = "text") -> str:
     table = ["task|A|B|A - B|95 % interval|p|A is".split("|")]
     for r in comparison.rows:
         span = "unknown" if math.isnan(r.low) else f"[{r.low:+.2f}, {r.high:+.2f}]"
-        marked = f"{r.score:.2f}{mark(r.seen)}", f"{r.reference_score:.2f}{mark(r.reference_seen)}"
-        shown = [heading(r), *marked, f"{r.difference:+.2f}", span, p_value(r.p_holm), r.verdict]
-        table.append(shown)
-    skipped = [f"not compared: {line}" for line in comparison.skipped]
-    notes = [f"A = {comparison.a}", f"B = {comparison.b}", *notes_on(comparison.rows), *skipped]
+        sides = f"{r.score:.2f}{_mark(r.seen)}", f"{r.reference_score:.2f}{_mark(r.reference_seen)}"
+        table.append([_heading(r), *sides, f"{r.difference:+.2f}", span, _p(r.p_holm), r.verdict])
+    notes = [f"A = {comparison.a}", f"B = {comparison.b}", *_notes(comparison)]
     if form == "text":
         return f"{text(table)}\n\n{wrapped(notes)}"
     if form == "md":
@@ -112,23 +113,18 @@ def render(comparison: Comparison, form: Format = "text") -> str:
     raise UserError(f"unknown format {form!r}{near_miss(form, get_args(Format))}")
 
 
-def _columns(table: Table) -> list[str]:
-    return sorted({heading(row) for row in table.rows})
-
-
-def _blocks(table: Table, columns: Sequence[str]) -> list[tuple[str, TextTable]]:
-    """Scores, then under a title the differences from each reference."""
-    blocks = list[tuple[str, TextTable]]()
-    for reference in dict.fromkeys(row.reference for row in table.rows):
-        mine = [row for row in table.rows if row.reference == reference]
-        cells = {(row.upstream, heading(row)): _cell(row) for row in mine}
-        body = [
-            [upstream, *(cells.get((upstream, column), "-") for column in columns)]
-            for upstream in dict.fromkeys(row.upstream for row in mine)
-        ]
-        title = f"minus {reference}, with p and verdict\n" if reference else ""
-        blocks.append((title, [["upstream", *columns], *body]))
-    return blocks
+def _blocks(rows: Sequence[Row], abreast: int) -> Iterable[tuple[str, TextTable]]:
+    """Scores, then under a title the differences from each reference; so many columns at once."""
+    columns = sorted({_heading(row) for row in rows})
+    for first in range(0, len(columns), abreast):
+        part = columns[first : first + abreast]
+        for reference in dict.fromkeys(row.reference for row in rows):
+            mine = [row for row in rows if row.reference == reference]
+            cells = {(row.upstream, _heading(row)): _cell(row) for row in mine}
+            upstreams = dict.fromkeys(row.upstream for row in mine)
+            body = [[u, *(cells.get((u, column), "-") for column in part)] for u in upstreams]
+            title = f"minus {reference}, with p and verdict\n" if reference else ""
+            yield title, [["upstream", *part], *body]
 
 
 def _cell(row: Row) -> str:
@@ -136,7 +132,66 @@ def _cell(row: Row) -> str:
     value = row.difference if row.reference else row.score
     half = "±?" if math.isnan(row.low) else f"±{value - row.low:.2f}"  # intervals are symmetric
     if not row.reference:
-        return f"{value:.2f} {half}{mark(row.seen)}"
-    p = p_value(row.p_holm)
+        return f"{value:.2f} {half}{_mark(row.seen)}"
+    p = _p(row.p_holm)
     value = round(value, 2) + 0.0  # no -0.00
     return f"{value:+.2f} {half}{p and ' p ' + p}\n{row.verdict}"
+
+
+def _heading(row: Row) -> str:
+    """`asr WER ↓`"""
+    return f"{row.task} {METRICS[row.metric].label} {METRICS[row.metric].arrow}"
+
+
+def _mark(seen: float) -> str:
+    """A dagger on the score of an upstream that has heard the answers."""
+    return "†" if seen else ""
+
+
+def _p(p: float) -> str:
+    """`.012`, `<.001`, or nothing."""
+    if math.isnan(p):
+        return ""
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def _notes(table: Table | Comparison) -> list[str]:
+    """What a reader must know to read the numbers, one line each."""
+    rows = table.rows
+    sample = "only (one head seed)" if {row.seeds for row in rows} == {1} else "and head seeds"
+    notes = [f"intervals: 95 %, t over speakers (or folds) {sample}"]
+    if any(row.reference for row in rows):
+        notes += [
+            "differences: paired by utterance; p: Holm-adjusted for the tasks of the two upstreams",
+            f"better, worse: p < {SIGNIFICANT}; intervals are not adjusted, one may leave out 0 at "
+            "a larger p",
+        ]
+    for task in sorted({row.task for row in rows}):
+        mine = [row for row in rows if row.task == task]
+        counts = [
+            f"{_span([row.utterances for row in mine])} utterances",
+            f"{_span([row.clusters for row in mine])} {mine[0].unit}",
+            f"{_span([row.seeds for row in mine])} seeds",
+        ]
+        sizes = [round(row.detectable, 1) for row in mine if not math.isnan(row.detectable)]
+        power = f"; 80 % power from a difference of {_span(sizes)}" if sizes else ""
+        notes.append(f"{task}: {', '.join(counts)}{power}")
+    places: dict[str, dict[str, None]] = defaultdict(dict)  # why -> where, each once
+    for r in rows:
+        if r.note:
+            places[r.note][f"{r.upstream} {r.task}"] = None
+        for upstream, seen in ((r.upstream, r.seen), (r.reference, r.reference_seen)):
+            if seen:
+                why = f"fine-tuning had the labels of {100 * seen:.0f} % of the test audio"
+                place = f"{_mark(seen)} {upstream} {r.task}"
+                places[f"{why}: no evidence of generalisation"][place] = None
+    for why, where in places.items():
+        more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+        notes.append(f"{', '.join([*where][:3])}{more}: {why}")
+    return notes + [f"not compared: {line}" for line in table.skipped]
+
+
+def _span(values: Sequence[float]) -> str:
+    """`3`, or `2-3`."""
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low}-{high}"
