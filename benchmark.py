@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from upstream.checkpoints import FORMATS
 from upstream.common.errors import UserError, near_miss
@@ -19,10 +20,7 @@ from upstream.common.stop import stoppable
 
 if TYPE_CHECKING:
     from downstream.run.prepare import Prepared
-    from downstream.run.schedule import RunOptions
-    from merging.recipe import MergeRecipe
-    from upstream.base import Upstream
-    from upstream.common.registry import Registry
+    from downstream.run.schedule import Request, RunOptions
 
 EXAMPLES = """\
 examples:
@@ -32,7 +30,6 @@ examples:
   benchmark.py plan --upstream merged                     what is kept and what it would take
   benchmark.py compare hubert_demo merged                 task by task, paired, with intervals
   benchmark.py list tasks                                 what there is
-commands: plan compare list describe check finetune merge export cache (each has --help)
 The same command again keeps what is finished and goes on where it was interrupted.
 """
 COMMANDS = {  # name: what it does, and an example
@@ -54,7 +51,14 @@ COMMANDS = {  # name: what it does, and an example
         "cache\n  benchmark.py cache clear hubert_demo",
     ),
 }
-LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods")
+LISTS = {  # what `list` knows: where its registry is
+    "upstreams": "upstream.resolve:UPSTREAMS",
+    "tasks": "downstream.base:TASKS",
+    "suites": "",
+    "corpora": "downstream.corpora:CORPORA",
+    "heads": "downstream.base:HEADS",
+    "methods": "merging.methods:METHODS",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -181,7 +185,9 @@ def settings(args: argparse.Namespace) -> RunOptions:
 
     from downstream.run.schedule import RunOptions
 
-    device = args.device if args.device is not None else _default_device()
+    device = args.device
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.ones(1, device=device).item()
     except Exception as error:  # torch has a kind of its own for each way to be no device
@@ -191,12 +197,6 @@ def settings(args: argparse.Namespace) -> RunOptions:
     each = (os.cpu_count() or 1) if device == "cpu" else max(1, torch.cuda.device_count())
     budgets = (args.cache_gb, args.batch_seconds)
     return RunOptions(args.results, args.workers or each, device, *budgets, args.features)
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def writable(folder: Path) -> None:
@@ -212,6 +212,7 @@ def run(args: argparse.Namespace) -> None:
     """Score upstreams on tasks: build, extract once, train and test what is missing, compare."""
     from downstream.recipe import suite_folder
     from downstream.report import table
+    from downstream.report.groups import name
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
     from merging.requests import requests
@@ -223,22 +224,18 @@ def run(args: argparse.Namespace) -> None:
         os.environ["HUBERT_DEMO"] = str(from_scratch(args.results))  # workers inherit it
     prepared = tasks(args)
     upstreams, reference = requests(args.upstream, suite, args.results, how)
-    reference = args.reference or reference
     work = schedule.survey(upstreams, prepared, args.seeds, how)
     print(f"{work.kept} cells kept, {len(work.cells)} to compute")
     execute.run(work, how)
-    everything = load_results(args.results)
+    results = load_results(args.results)
     scored = {(identity.name, identity.fingerprint) for identity in work.identities}
     revisions = {task.revision for task in prepared}
-    mine = [
-        r for r in everything
-        if (r.cell.upstream, r.cell.fingerprint) in scored and r.cell.revision in revisions
-    ]  # fmt: skip
+    mine = [r for r in results if name(r) in scored and r.cell.revision in revisions]
     # a merged upstream is also shown against the fine-tuned one that it came from
-    also = [one.name for one in work.identities if one.name.split(":")[0] == "finetuned"]
-    references = [*dict.fromkeys([*([reference] if reference else []), *also])]
+    tuned = [each.name for each in work.identities if each.name.split(":")[0] == "finetuned"]
+    references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned])))
     print(table.show(table.summary(mine, suite.name, references)))
-    written = table.write(args.results, everything, references)
+    written = table.write(args.results, results, references)
     print(f"written: {', '.join(map(str, written))}")
 
 
@@ -256,12 +253,10 @@ def plan(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Two upstreams task by task."""
-    from downstream.report import compare as pairs
-    from downstream.report import table
-    from downstream.report.results import load_results
+    from downstream.report import compare, results, table
 
-    found = pairs.compare(args.a, args.b, load_results(args.results))
-    print(table.render(found, args.format))
+    pairs = compare.compare(args.a, args.b, results.load_results(args.results))
+    print(table.render(pairs, args.format))
 
 
 def list_(args: argparse.Namespace) -> None:
@@ -271,37 +266,16 @@ def list_(args: argparse.Namespace) -> None:
 
         rows = [(path.name, ", ".join(recipe.suite(path.name))) for path in recipe.suites()]
     else:
-        registry = _registry(args.what)
+        import merging  # noqa: F401 - registers what is built here
+
+        module, _, attribute = LISTS[args.what].partition(":")
+        registry = getattr(importlib.import_module(module), attribute)
         rows = [(name, registry.about(name)) for name in sorted(registry)]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
 
 
-def _registry(what: str) -> Registry[Any]:
-    """The registry, filled; nothing else is imported."""
-    if what == "upstreams":
-        import merging  # noqa: F401 - registers what is built here
-        from upstream.resolve import UPSTREAMS
-
-        return UPSTREAMS
-    if what == "tasks":
-        from downstream.base import TASKS
-
-        return TASKS
-    if what == "corpora":
-        from downstream.corpora import CORPORA
-
-        return CORPORA
-    if what == "heads":
-        from downstream.base import HEADS
-
-        return HEADS
-    from merging.methods import METHODS
-
-    return METHODS
-
-
-def load_upstream(args: argparse.Namespace) -> Upstream:
+def named(args: argparse.Namespace) -> Request:
     """The upstream that a command without a suite names."""
     import merging  # noqa: F401 - registers what is built here
     from upstream.resolve import require
@@ -310,12 +284,12 @@ def load_upstream(args: argparse.Namespace) -> Upstream:
     from downstream.recipe import suite_folder
     from merging.requests import request
 
-    return request(args.upstream, suite_folder("demo"), args.results).load()
+    return request(args.upstream, suite_folder("demo"), args.results)
 
 
 def describe(args: argparse.Namespace) -> None:
     """Layers, parameters, fingerprint, licence, source."""
-    upstream = load_upstream(args)
+    upstream = named(args).load()
     milliseconds = 1000 * upstream.stride / upstream.sample_rate
     facts = {
         "upstream": args.upstream,
@@ -347,7 +321,7 @@ def check(args: argparse.Namespace) -> int:
         return 0
     from upstream.check import check as promises
 
-    rows = promises(load_upstream(args))
+    rows = promises(named(args).load())
     for row in rows:
         print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
     return 0 if all(row.kept for row in rows) else 1
@@ -362,37 +336,30 @@ def finetune(args: argparse.Namespace) -> None:
 
 
 def merge(args: argparse.Namespace) -> None:
-    """Stage 2, written to a folder."""
-    from merging.merged import write
-
-    writable(args.output if args.format == "hf" else args.output.parent)
-    place = args.recipe or Path()
-    record = write(_merge_recipe(args), place, args.output, args.results, args.format)
-    print("\n".join(record.lines()))
-
-
-def _merge_recipe(args: argparse.Namespace) -> MergeRecipe:
-    """From a file, or from --base and --tuned."""
+    """Stage 2, of a recipe or of --base and --tuned, written to a folder."""
     from downstream.recipe import overrides
+    from merging.merged import write
     from merging.recipe import load_recipe, placed, recipe_of
 
-    if bool(args.recipe) == bool(args.base or args.tuned):
-        raise UserError("merge: give a recipe, or --base and --tuned, and not both")
+    parts, keys = (args.base, args.tuned), overrides(args.set)
+    if any(parts) == bool(args.recipe) or any(parts) != all(parts):
+        raise UserError("merge: give either a recipe, or both --base and --tuned")
+    writable(args.output if args.format == "hf" else args.output.parent)
     if args.recipe:
         method = {"method": args.method} if args.method else {}
-        return load_recipe(args.recipe, placed({**overrides(args.set), **method}))
-    if not (args.base and args.tuned):
-        raise UserError("merge: --base and --tuned go together; give both")
-    return recipe_of(args.base, args.tuned, args.method, overrides(args.set))
+        recipe = load_recipe(args.recipe, placed({**keys, **method}))
+    else:
+        recipe = recipe_of(args.base, args.tuned, args.method, keys)
+    record = write(recipe, args.recipe or Path(), args.output, args.results, args.format)
+    print("\n".join(record.lines()))
 
 
 def export(args: argparse.Namespace) -> None:
     """An encoder in another format."""
-    from downstream.recipe import suite_folder
+    request = named(args)
     from merging import requests
 
     writable(args.output if args.format == "hf" else args.output.parent)
-    request = requests.request(args.upstream, suite_folder("demo"), args.results)
     print(requests.export(request, args.format, args.output))
 
 
@@ -409,15 +376,15 @@ def cache(args: argparse.Namespace) -> None:
         raise UserError(f"cache: nothing of {args.upstream!r}{near_miss(args.upstream, known)}")
     chosen = [e for e in entries if args.upstream in (None, e.name, e.fingerprint)]
     for entry in chosen:
-        cleared = ""
-        if args.action == "clear":
-            cleared = "cleared" if store.remove(entry) else "kept: in use by another process"
-        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
-        line = (
+        row = (
             f"{entry.fingerprint}  {entry.kind:<8} {entry.clips:>7} utterances "
-            f"{entry.hours:>8.2f} h {entry.gigabytes:>8.3f} GB  {used}  {entry.name}  {cleared}"
+            f"{entry.hours:>8.2f} h {entry.gigabytes:>8.3f} GB  "
+            f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}  {entry.name}"
         )
-        print(line.rstrip())
+        if args.action == "clear":
+            cleared = store.remove(entry)
+            row += "  cleared" if cleared else "  kept: in use by another process"
+        print(row)
     print(f"{sum(entry.gigabytes for entry in chosen):.3f} GB in {store.root}")
 
 

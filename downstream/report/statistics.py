@@ -170,18 +170,15 @@ def _sample(metric: str, records: Sequence[Record], clusters: Sequence[str]) -> 
     speaker of its enrolment; that a speaker also occurs on the other side is not in the interval.
     """
     score = METRICS[metric].score
-    parts: dict[str, list[Record]] = {cluster: [] for cluster in clusters}
-    for record in records:
-        parts[record.cluster].append(record)
     if records[0].fold:
-        alone = np.array([score(part) for part in parts.values()])
-        whole, without = float(alone.mean()), _rest(alone) / (len(alone) - 1 or math.nan)
+        alone = np.array([score([r for r in records if r.cluster == c]) for c in clusters])
+        whole, without = alone.mean(), _rest(alone) / (len(alone) - 1 or math.nan)
         return Sample(np.array([whole]), without[:, None])
-    if isinstance(records[0], Count):
-        sums = [
-            [sum(r.errors for r in part), sum(r.total for r in part)] for part in parts.values()
-        ]
-        errors, total = np.array(sums, dtype=float).T
+    if counts := [r for r in records if isinstance(r, Count)]:
+        sums = {cluster: np.zeros(2) for cluster in clusters}
+        for count in counts:
+            sums[count.cluster] += count.errors, count.total
+        errors, total = np.array([*sums.values()]).T
         rest = 100 * _rest(errors) / np.where(_rest(total) > 0, _rest(total), math.nan)
         without = rest if METRICS[metric].better == "lower" else 100 - rest
     else:
