@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import torch
 
+from downstream.report.compare import detectable
+from downstream.report.groups import TaskVersion
+from downstream.report.results import load_results
 from downstream.run import cell as cells
 from downstream.run.cell import Identity
 from downstream.run.prepare import Prepared
@@ -32,15 +35,6 @@ class Unbuilt(NamedTuple):
     seconds: float  # of audio in all steps of its fine-tuning
 
 
-class Estimate(NamedTuple):
-    """One task on one upstream."""
-
-    kept: int  # cells
-    left: int
-    where: str  # its features come from
-    seconds: float
-
-
 def describe(
     requests: Sequence[Request],
     unbuilt: Mapping[str, Unbuilt],
@@ -57,58 +51,49 @@ def describe(
     for request in requests:
         waiting = unbuilt.get(request.name)
         upstream = (waiting.like if waiting else request).load().to(options.device)
-        fingerprint = upstream.fingerprint()
+        fingerprint = "" if waiting else upstream.fingerprint()
+        identity = Identity(request.name, fingerprint, "")
         if waiting:
             building = waiting.seconds * TRAINING * (1 - CNN_SHARE) / speeds.encoder(upstream)
             lines.append(f"{request.name:<{width}} first: {waiting.why} ({_clock(building)})")
             total += building * options.workers  # it is one process's work
-            fingerprint = ""  # nothing of it is there
-        identity = Identity(request.name, fingerprint, "")
-        estimates, written = _estimates(upstream, identity, tasks, seeds, options, speeds)
-        size += written
-        for task, cost in zip(tasks, estimates):
-            total += cost.seconds
-            count = f"{cost.kept} kept, {cost.left}" if cost.left else f"{cost.kept} kept"
-            row = f"{task.recipe.name:<8} {count:>13} {task.seconds / 3600:>7.2f} h"
-            row += f"  {cost.where:<22} {_clock(cost.seconds):>8}"
-            lines.append(f"{request.name:<{width}} {row}")
+        counts = [seeds or task.recipe.train.seeds for task in tasks]
+        left = [
+            len(cells.missing(identity, task, count, options.results))
+            for task, count in zip(tasks, counts)
+        ]
+        unfinished = [task for task, missing in zip(tasks, left) if missing]
+        needs = needed(upstream, fingerprint, unfinished, options)
+        passes = dict(needs.missing)
+        size += needs.bytes
+        for task, count, missing in zip(tasks, counts, left):
+            where, seconds, number = "", 0.0, f"{count - missing} kept"
+            if missing:
+                kind = needs.kinds[task.revision]
+                clips = passes.pop(kind, []) if kind else []  # a kind's first task makes its pass
+                seconds = sum(clip.seconds for clip in clips) / speeds.encoder(upstream)
+                seconds += missing * _cell_seconds(upstream, task, kind, speeds)
+                where, number = _where(upstream, task, kind, bool(clips)), f"{number}, {missing}"
+            total += seconds
+            row = f"{task.recipe.name:<8} {number:>13} {task.seconds / 3600:>7.2f} h  {where:<22}"
+            lines.append(f"{request.name:<{width}} {row} {_clock(seconds):>8}")
     lines.append(
         f"about {_clock(total / options.workers)} in {options.workers} processes, "
         f"{size / 1e9:.2f} GB of features to write (limit --cache-gb {options.cache_gb:g})"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, _detectable(tasks, options)])
 
 
-def _estimates(
-    upstream: Upstream,
-    identity: Identity,
-    tasks: Sequence[Prepared],
-    seeds: int | None,
-    options: RunOptions,
-    speeds: Speeds,
-) -> tuple[list[Estimate], int]:
-    """What each task would take, and the bytes of features that would be written."""
-    counts = [seeds or task.recipe.train.seeds for task in tasks]
-    left = [
-        len(cells.missing(identity, task, count, options.results))
-        for task, count in zip(tasks, counts)
-    ]
-    unfinished = [task for task, missing in zip(tasks, left) if missing]
-    needs = needed(upstream, identity.fingerprint, unfinished, options)
-    kinds = iter(needs.kinds)
-    passes = dict(needs.missing)
-    estimates = []
-    for task, count, missing in zip(tasks, counts, left):
-        if not missing:
-            estimates.append(Estimate(count, 0, "", 0.0))
-            continue
-        kind = next(kinds)
-        clips = passes.pop(kind, []) if kind else []  # the first task of a kind makes its pass
-        seconds = sum(clip.seconds for clip in clips) / speeds.encoder(upstream)
-        seconds += missing * _cell_seconds(upstream, task, kind, speeds)
-        where = _where(upstream, task, kind, bool(clips))
-        estimates.append(Estimate(count - missing, missing, where, seconds))
-    return estimates, needs.bytes
+def _detectable(tasks: Sequence[Prepared], options: RunOptions) -> str:
+    """How small a difference would be found, as far as finished cells tell."""
+    results, known = load_results(options.results), []
+    for task in tasks:
+        version = TaskVersion(task.recipe.suite, task.recipe.name, task.revision)
+        if (points := detectable(results, version)) is not None:
+            known.append(f"{points:.1f} ({task.recipe.name})")
+    if not known:
+        return "how small a difference would be found is not known before a first result"
+    return f"a difference of so many points is found in 4 of 5 cases: {', '.join(known)}"
 
 
 def _where(upstream: Upstream, task: Prepared, kind: Kind | None, passed: bool) -> str:

@@ -94,7 +94,7 @@ class Work(NamedTuple):
 class Needs(NamedTuple):
     """What an upstream still has to compute for some tasks, and where their features will be."""
 
-    kinds: list[Kind | None]  # task by task what is on disk; None: frames recomputed from audio
+    kinds: dict[str, Kind | None]  # by a task's revision; None: its frames are recomputed
     missing: dict[Kind, list[Clip]]  # utterances still to pass, by what is kept of them
     bytes: int  # that keeping them takes
 
@@ -123,7 +123,7 @@ def survey(
             jobs += [CellJob(request, identity, file, seed, seen) for seed in missing]
             unfinished += [task] if missing else []
         needs = needed(upstream, identity.fingerprint, unfinished, options)
-        entries = {(identity.fingerprint, kind) for kind in needs.kinds if kind}
+        entries = {(identity.fingerprint, kind) for kind in needs.kinds.values() if kind}
         rounds.append(Round(_passes(request, needs), jobs, entries, needs.bytes))
         cnn = upstream.cnn_fingerprint()
         seconds = sum(clip.seconds for job in rounds[-1].passes for clip in job.clips)
@@ -141,14 +141,14 @@ def needed(
     """Means are kept; of frames what fits the budget: themselves, else what the CNN put out."""
     space = min(options.cache_gb * 1e9, 0.9 * free_bytes(options.store.root))
     cnn = upstream.cnn_fingerprint()
-    kinds: list[Kind | None] = []
+    kinds: dict[str, Kind | None] = {}
     missing: dict[Kind, dict[str, Clip]] = {}
     total = 0
     for task in tasks:
         forced = task.kind == "mean" or options.features == "cache"
         wanted: list[Kind] = [task.kind] if forced or options.features == "auto" else []
         wanted += ["cnn"] if cnn and not forced else []
-        kinds.append(None)
+        kinds[task.revision] = None
         for kind in wanted:
             clips = missing.get(kind, {})
             entry = cnn if kind == "cnn" and cnn else fingerprint
@@ -157,7 +157,7 @@ def needed(
             size = bytes_of(upstream, kind, sum(clip.seconds for clip in new))
             if forced or total + size <= space:
                 missing[kind] = clips | {clip.key: clip for clip in new}
-                kinds[-1] = kind
+                kinds[task.revision] = kind
                 total += size
                 break
     return Needs(kinds, {k: list(clips.values()) for k, clips in missing.items() if clips}, total)

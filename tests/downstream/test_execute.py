@@ -16,6 +16,7 @@ from downstream.report.results import load_results
 from downstream.run import cell as evaluate
 from downstream.run import execute as jobs
 from downstream.run.prepare import Prepared, prepare
+from downstream.run.estimate import Unbuilt, describe
 from downstream.run.schedule import Request, RunOptions, Where, Work, survey
 from downstream.run.train import Data, fit, predict
 from tests import tiny
@@ -161,6 +162,25 @@ def test_eight_bit_frames_say_what_they_cost(base: Path, suite: Path, tmp_path: 
               and r.cell.task == "word"]  # fmt: skip
     (line,) = [w for w in one.score.warnings if w.startswith("int8")]
     assert "relative RMS error 0." in line and "float16" in line
+
+
+def test_a_plan_tells_what_is_kept_what_is_first_built_and_what_would_be_found(
+    base: Path, suite: Path, tmp_path: Path
+) -> None:
+    how, request = settings(tmp_path / "r"), Request("base", str(base))
+    tasks = prepared(suite, how.results)
+    waiting = {"merged": Unbuilt("20 steps of fine-tuning", request, 60.0)}
+    plan = describe([request, Request("merged", "merged")], waiting, tasks, 1, how).splitlines()
+    assert [line.split()[:4] for line in plan[1:3]] == [
+        ["base", "label", "0", "kept,"], ["base", "word", "0", "kept,"]
+    ]  # fmt: skip
+    assert plan[3].startswith("merged") and "first: 20 steps of fine-tuning (" in plan[3]
+    assert plan[4][20:-8] == plan[1][20:-8], "costs what an upstream of its size does"
+    assert "not known before a first result" in plan[-1]
+    jobs.run(survey([request], tasks, 1, how), how)
+    plan = describe([request], {}, tasks, 1, how).splitlines()
+    assert all("1 kept" in line and line.endswith(" 0 s") for line in plan[1:3])
+    assert "found in 4 of 5 cases: " in plan[-1] and "(label)" in plan[-1]
 
 
 def test_cells_count_the_test_audio_that_fine_tuning_heard(
