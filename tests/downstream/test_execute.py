@@ -15,8 +15,8 @@ from downstream import recipe
 from downstream.report.results import load_results
 from downstream.run import cell as evaluate
 from downstream.run import execute as jobs
-from downstream.run.prepare import Prepared, prepare
 from downstream.run.estimate import Unbuilt, describe
+from downstream.run.prepare import Prepared, prepare
 from downstream.run.schedule import Request, RunOptions, Where, Work, survey
 from downstream.run.train import Data, fit, predict
 from tests import tiny
