@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +16,6 @@ from downstream.run.cell import Identity
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions, needed
 from upstream.base import SAMPLE_RATE, Upstream
-from upstream.common import disk
 from upstream.features.codec import Kind
 from upstream.features.extract import bytes_of
 from upstream.features.forward import forward
@@ -46,7 +44,6 @@ def describe(
     width = max([20, *(len(request.name) for request in requests)])
     columns = f"{'task':<8} {'cells':>13} {'audio':>9}  {'features':<22} {'time':>8}"
     lines = [f"{'upstream':<{width}} {columns}"]
-    speeds = Speeds(options)
     total, size = 0.0, 0
     for request in requests:
         waiting = unbuilt.get(request.name)
@@ -54,7 +51,7 @@ def describe(
         fingerprint = "" if waiting else upstream.fingerprint()
         identity = Identity(request.name, fingerprint, "")
         if waiting:
-            building = waiting.seconds * TRAINING * (1 - CNN_SHARE) / speeds.encoder(upstream)
+            building = waiting.seconds * TRAINING * (1 - CNN_SHARE) / _passed(upstream)
             lines.append(f"{request.name:<{width}} first: {waiting.why} ({_clock(building)})")
             total += building * options.workers  # it is one process's work
         counts = [seeds or task.recipe.train.seeds for task in tasks]
@@ -64,15 +61,14 @@ def describe(
         ]
         unfinished = [task for task, missing in zip(tasks, left) if missing]
         needs = needed(upstream, fingerprint, unfinished, options)
-        passes = dict(needs.missing)
         size += needs.bytes
         for task, count, missing in zip(tasks, counts, left):
             where, seconds, number = "", 0.0, f"{count - missing} kept"
             if missing:
                 kind = needs.kinds[task.revision]
-                clips = passes.pop(kind, []) if kind else []  # a kind's first task makes its pass
-                seconds = sum(clip.seconds for clip in clips) / speeds.encoder(upstream)
-                seconds += missing * _cell_seconds(upstream, task, kind, speeds)
+                clips = needs.missing.pop(kind, []) if kind else []  # its first task makes the pass
+                seconds = sum(clip.seconds for clip in clips) / _passed(upstream)
+                seconds += missing * _cell_seconds(upstream, task, kind)
                 where, number = _where(upstream, task, kind, bool(clips)), f"{number}, {missing}"
             total += seconds
             row = f"{task.recipe.name:<8} {number:>13} {task.seconds / 3600:>7.2f} h  {where:<22}"
@@ -104,78 +100,57 @@ def _where(upstream: Upstream, task: Prepared, kind: Kind | None, passed: bool) 
     return ("means" if kind == "mean" else f"{kind} {size}") + ("" if passed else ", there")
 
 
-def _cell_seconds(upstream: Upstream, task: Prepared, kind: Kind | None, speeds: Speeds) -> float:
+def _cell_seconds(upstream: Upstream, task: Prepared, kind: Kind | None) -> float:
     """Training one seed (all folds), recomputing frames where they are not kept."""
     train = task.recipe.train
     steps = len(task.splits) * train.steps
-    seconds = steps * speeds.step(upstream, task)
+    seconds = steps * _step(upstream, task)
     if kind != task.kind:
         audio = steps * train.accumulate * train.batch * task.seconds / len(task.clips)
-        seconds += audio / speeds.encoder(upstream) * (1 - CNN_SHARE if kind == "cnn" else 1)
+        seconds += audio / _passed(upstream) * (1 - CNN_SHARE if kind == "cnn" else 1)
     return seconds
 
 
-class Speeds:
-    """This machine's speeds, measured once and remembered beside the cache."""
+_measured: dict[Any, float] = {}  # upstreams of one size are not timed one by one
 
-    def __init__(self, options: RunOptions) -> None:
-        self.path = options.store.root / "speeds.json"
-        self.device = options.device
-        try:
-            self.known: dict[str, float] = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            self.known = {}
 
-    def _remembered(self, name: str, measure: Callable[[], float]) -> float:
-        name = f"{name} {self.device} {torch.get_num_threads()}"
-        if name not in self.known:
-            self.known[name] = measure()
-            disk.write(self.path, json.dumps(self.known, indent=1) + "\n")
-        return self.known[name]
+def _passed(upstream: Upstream) -> float:
+    """Seconds of audio that pass the upstream in one second."""
+    size = _size(upstream)
+    if size not in _measured:
+        wavs = [torch.randn(int(PROBE_SECONDS * SAMPLE_RATE)) * 0.1 for _ in range(2)]
+        forward(upstream, wavs[:1])
+        begun = time.monotonic()
+        forward(upstream, wavs)
+        _measured[size] = len(wavs) * PROBE_SECONDS / (time.monotonic() - begun)
+    return _measured[size]
 
-    def encoder(self, upstream: Upstream) -> float:
-        """Seconds of audio that pass in one second."""
 
-        def measure() -> float:
-            wavs = [torch.randn(int(PROBE_SECONDS * SAMPLE_RATE)) * 0.1 for _ in range(2)]
-            forward(upstream, wavs[:1])
+def _step(upstream: Upstream, task: Prepared) -> float:
+    """Seconds of one training step of all learning rates' heads, on random features."""
+    recipe, kind = task.recipe, task.recipe.kind_of_task()
+    step = (*_size(upstream), task.revision)
+    if kind.head and step not in _measured:
+        labels = kind.labels(recipe.tokens, task.targets)
+        head = recipe.head_constructor()(upstream.num_layers, upstream.dim, labels.size)
+        frames = max(1, int(task.seconds / len(task.clips) * SAMPLE_RATE / upstream.stride))
+        middle = (frames,) if kind.features == "frames" else ()
+        x = torch.randn(upstream.num_layers, recipe.train.batch, *middle, upstream.dim)
+        lens = torch.full((recipe.train.batch,), frames)
+        targets = [labels.encode(task.targets[0])] * recipe.train.batch
+        times = []
+        for _ in range(3):
             begun = time.monotonic()
-            forward(upstream, wavs)
-            return len(wavs) * PROBE_SECONDS / (time.monotonic() - begun)
-
-        return self._remembered(f"encoder {_size(upstream)}", measure)
-
-    def step(self, upstream: Upstream, task: Prepared) -> float:
-        """Seconds of one training step of all learning rates' heads, on random features."""
-        recipe, kind = task.recipe, task.recipe.kind_of_task()
-        if kind.head is None:
-            return 0.0
-        if kind.head is None:
-            return 0.0
-
-        def measure() -> float:
-            labels = kind.labels(recipe.tokens, task.targets)
-            head = recipe.head_constructor()(upstream.num_layers, upstream.dim, labels.size)
-            frames = max(1, int(task.seconds / len(task.clips) * SAMPLE_RATE / upstream.stride))
-            middle = (frames,) if kind.features == "frames" else ()
-            x = torch.randn(upstream.num_layers, recipe.train.batch, *middle, upstream.dim)
-            lens = torch.full((recipe.train.batch,), frames)
-            targets = [labels.encode(task.targets[0])] * recipe.train.batch
-            times = []
-            for _ in range(3):
-                begun = time.monotonic()
-                head.loss(head(x, lens), lens, targets).backward()
-                times.append(time.monotonic() - begun)
-            return min(times) * recipe.train.accumulate * len(recipe.train.lr)
-
-        return self._remembered(f"step {_size(upstream)} {task.revision}", measure)
+            head.loss(head(x, lens), lens, targets).backward()
+            times.append(time.monotonic() - begun)
+        _measured[step] = min(times) * recipe.train.accumulate * len(recipe.train.lr)
+    return _measured[step] if kind.head else 0.0
 
 
-def _size(upstream: Upstream) -> str:
-    """What an upstream's speed depends on: models of one size are not timed one by one."""
+def _size(upstream: Upstream) -> tuple[Any, ...]:
+    """What an upstream's speed depends on."""
     parameters = sum(parameter.numel() for parameter in upstream.parameters())
-    kind = type(upstream).__qualname__
-    return f"{kind} {upstream.num_layers}x{upstream.dim}/{upstream.stride} {parameters}"
+    return type(upstream), upstream.num_layers, upstream.dim, upstream.stride, parameters
 
 
 def _clock(seconds: float) -> str:
