@@ -66,8 +66,8 @@ def describe(
             where, seconds, number = "", 0.0, f"{count - missing} kept"
             if missing:
                 kind = needs.kinds[task.revision]
-                clips = needs.missing.pop(kind, []) if kind else []  # its first task makes the pass
-                seconds = sum(clip.seconds for clip in clips) / _passed(upstream)
+                clips = needs.missing.pop(kind, {}) if kind else {}  # its first task makes the pass
+                seconds = sum(clip.seconds for clip in clips.values()) / _passed(upstream)
                 seconds += missing * _cell_seconds(upstream, task, kind)
                 where, number = _where(upstream, task, kind, bool(clips)), f"{number}, {missing}"
             total += seconds

@@ -43,7 +43,7 @@ PAUSE = 1.0  # seconds before asking again for what other processes have claimed
 
 def run(work: Work, options: RunOptions) -> None:
     """Round by round all passes, then all cells. The first error stops the rest. UserError."""
-    most = max((max(len(part.passes), len(part.cells)) for part in work.rounds), default=0)
+    most = max((len(jobs) for part in work.rounds for jobs in (part.passes, part.cells)), default=0)
     with local(min(options.workers, most)) as executor:
         for part in work.rounds:
             for gone in options.store.evict(part.bytes, options.cache_gb, part.entries):
@@ -74,22 +74,20 @@ def _lines(executor: Executor[J], do: Callable[[J], Line], jobs: Sequence[J]) ->
 
 def make(job: Pass, options: RunOptions) -> Line:
     """Make one pass, unless another process is making it."""
+    name, seconds = job.request.name, options.batch_seconds
     keys = "\n".join([job.request.spec, *(clip.key for clip in job.clips)])
-    name = f"{hashlib.blake2b(keys.encode(), digest_size=8).hexdigest()}.lease"
-    with disk.lease(options.store.root / "passes", wait=False, name=name) as ours:
+    claim = f"{hashlib.blake2b(keys.encode(), digest_size=8).hexdigest()}.lease"
+    with disk.lease(options.store.root / "passes", wait=False, name=claim) as ours:
         if not ours:
             return None
         upstream = _upstream(job.request, options.device)
-        extract(
-            upstream, job.clips, job.kinds, options.store, name=job.request.name,
-            share_cnn=job.share_cnn, batch_seconds=options.batch_seconds,
-        )  # fmt: skip
+        extract(upstream, job.clips, job.kinds, options.store, name=name, batch_seconds=seconds)
         return ""
 
 
 def compute(job: CellJob, options: RunOptions) -> Line:
     """Compute one cell, unless another process is computing it or has done so meanwhile."""
-    prepared, store, fingerprint = _prepared(job.prepared), options.store, job.identity.fingerprint
+    prepared = _prepared(job.prepared)
     cell = cells.cell(job.identity, prepared, job.seed)
     name = f"{job.identity.name}: {prepared.recipe.name} seed {job.seed}"
     with disk.lease(cell.folder(options.results), wait=False) as ours:
@@ -97,20 +95,22 @@ def compute(job: CellJob, options: RunOptions) -> Line:
             return None
         if cells.done(cell, prepared, options.results):
             return f"{name}: done by another process"
-        kept: Features
-        if store.missing(fingerprint, prepared.kind, prepared.clips):
-            upstream = _upstream(job.request, options.device)
-            kept = provide(upstream, prepared.clips, prepared.kind, store, where="recompute")
-        else:  # the upstream itself is not needed
-            kept = store.open(fingerprint, prepared.kind, prepared.clips)
+        features = _features(job, prepared, options)
         where = (options.results, options.device)
-        score = cells.run(job.identity, prepared, job.seed, kept, *where, job.seen)
+        score = cells.run(job.identity, prepared, job.seed, features, *where, job.seen)
+    line = f"{name}: {METRICS[score.metric].label} {score.score:.2f} ({score.seconds:.0f} s)"
     published = prepared.recipe.expect.get(job.request.name.split(":")[0])
-    return (
-        f"{name}: {METRICS[score.metric].label} {score.score:.2f} ({score.seconds:.0f} s)"
-        + (f"; published: {published}" if published is not None else "")
-        + "".join(f"; {warning}" for warning in score.warnings[:1])
-    )
+    notes = [] if published is None else [f"published: {published}"]
+    return "; ".join([line, *notes, *score.warnings[:1]])
+
+
+def _features(job: CellJob, prepared: Prepared, options: RunOptions) -> Features:
+    """From the store, where the upstream itself is not needed, or else recomputed."""
+    entry = (job.identity.fingerprint, prepared.kind, prepared.clips)
+    if not options.store.missing(*entry):
+        return options.store.open(*entry)
+    upstream = _upstream(job.request, options.device)
+    return provide(upstream, prepared.clips, prepared.kind, options.store, where="recompute")
 
 
 _prepared = lru_cache(maxsize=4)(Prepared.load)  # of this process

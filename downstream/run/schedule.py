@@ -5,9 +5,9 @@ A run is rounds of passes and then cells. A round's features fit the disk budget
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,8 +56,7 @@ class Pass(NamedTuple):
 
     request: Request
     clips: list[Clip]
-    kinds: list[Kind]
-    share_cnn: bool
+    kinds: list[Kind]  # what is kept of them
 
 
 class CellJob(NamedTuple):
@@ -70,13 +69,14 @@ class CellJob(NamedTuple):
     seen: int  # test utterances that the upstream was fine-tuned on
 
 
-class Round(NamedTuple):
+@dataclass
+class Round:
     """Passes and cells of upstreams whose features fit the disk budget together."""
 
-    passes: list[Pass]
-    cells: list[CellJob]
-    entries: set[tuple[str, Kind]]  # (fingerprint, kind) that must not be evicted meanwhile
-    bytes: int  # that the passes will write
+    passes: list[Pass] = field(default_factory=list)
+    cells: list[CellJob] = field(default_factory=list)
+    entries: set[tuple[str, Kind]] = field(default_factory=set)  # not to be evicted meanwhile
+    bytes: int = 0  # that the passes will write
 
 
 class Work(NamedTuple):
@@ -95,7 +95,8 @@ class Needs(NamedTuple):
     """What an upstream still has to compute for some tasks, and where their features will be."""
 
     kinds: dict[str, Kind | None]  # by a task's revision; None: its frames are recomputed
-    missing: dict[Kind, list[Clip]]  # utterances still to pass, by what is kept of them
+    missing: dict[Kind, dict[str, Clip]]  # utterances still to pass by key, for what is kept
+    entries: set[tuple[str, Kind]]  # of the store: fingerprint and kind
     bytes: int  # that keeping them takes
 
 
@@ -103,10 +104,9 @@ def survey(
     requests: Sequence[Request], tasks: Sequence[Prepared], seeds: int | None, options: RunOptions
 ) -> Work:
     """Load every upstream and find its missing passes and cells."""
-    identities: list[Identity] = []
-    rounds: list[Round] = []
     files = [task.save(options.store.root / "prepared") for task in tasks]
-    quick = {file for file, task in zip(files, tasks) if task.kind == "mean"}
+    identities: list[Identity] = []
+    rounds: list[Round] = []  # of one upstream each
     cnns: list[tuple[str | None, int]] = []  # of each round's upstream: fingerprint, bytes
     kept = 0
     for request in requests:
@@ -119,20 +119,21 @@ def survey(
             count = seeds or task.recipe.train.seeds
             missing = cells.missing(identity, task, count, options.results)
             kept += count - len(missing)
-            seen = len(overlapping(upstream.heard, task.tested)) if missing else 0
-            jobs += [CellJob(request, identity, file, seed, seen) for seed in missing]
-            unfinished += [task] if missing else []
+            if missing:
+                seen = len(overlapping(upstream.heard, task.tested))
+                jobs += [CellJob(request, identity, file, seed, seen) for seed in missing]
+                unfinished.append(task)
         needs = needed(upstream, identity.fingerprint, unfinished, options)
-        entries = {(identity.fingerprint, kind) for kind in needs.kinds.values() if kind}
-        rounds.append(Round(_passes(request, needs), jobs, entries, needs.bytes))
+        passes = _passes(request, needs.missing)
+        rounds.append(Round(passes, jobs, needs.entries, needs.bytes))
         cnn = upstream.cnn_fingerprint()
-        seconds = sum(clip.seconds for job in rounds[-1].passes for clip in job.clips)
+        seconds = sum(clip.seconds for each in passes for clip in each.clips)
         cnns.append((cnn, bytes_of(upstream, "cnn", seconds) if cnn else 0))
-    rounds = [r for r in _joined(_sharing(rounds, cnns, options), options) if r.cells]
-    for joined in rounds:
-        # the long ones first, so that no process waits for the last
-        joined.cells.sort(key=lambda job: job.prepared in quick)
-    return Work(identities, kept, rounds)
+    joined = [part for part in _joined(rounds, cnns, options) if part.cells]
+    quick = {file for file, task in zip(files, tasks) if task.kind == "mean"}
+    for part in joined:  # the long ones first, so that no process waits for the last
+        part.cells.sort(key=lambda job: job.prepared in quick)
+    return Work(identities, kept, joined)
 
 
 def needed(
@@ -141,71 +142,60 @@ def needed(
     """Means are kept; of frames what fits the budget: themselves, else what the CNN put out."""
     space = min(options.cache_gb * 1e9, 0.9 * free_bytes(options.store.root))
     cnn = upstream.cnn_fingerprint()
-    kinds: dict[str, Kind | None] = {}
-    missing: dict[Kind, dict[str, Clip]] = {}
-    total = 0
+    needs, total = Needs({}, {}, set(), 0), 0
     for task in tasks:
         forced = task.kind == "mean" or options.features == "cache"
-        wanted: list[Kind] = [task.kind] if forced or options.features == "auto" else []
-        wanted += ["cnn"] if cnn and not forced else []
-        kinds[task.revision] = None
-        for kind in wanted:
-            clips = missing.get(kind, {})
-            entry = cnn if kind == "cnn" and cnn else fingerprint
-            new = options.store.missing(entry, kind, task.clips)
-            new = [clip for clip in new if clip.key not in clips]
+        wanted: list[tuple[str, Kind]] = []
+        if forced or options.features == "auto":
+            wanted.append((fingerprint, task.kind))
+        if cnn and not forced:
+            wanted.append((cnn, "cnn"))
+        needs.kinds[task.revision] = None
+        for entry in wanted:
+            kind, clips = entry[1], needs.missing.get(entry[1], {})
+            new = [c for c in options.store.missing(*entry, task.clips) if c.key not in clips]
             size = bytes_of(upstream, kind, sum(clip.seconds for clip in new))
             if forced or total + size <= space:
-                missing[kind] = clips | {clip.key: clip for clip in new}
-                kinds[task.revision] = kind
+                needs.missing[kind] = clips | {clip.key: clip for clip in new}
+                needs.kinds[task.revision] = kind
+                needs.entries.add(entry)
                 total += size
                 break
-    return Needs(kinds, {k: list(clips.values()) for k, clips in missing.items() if clips}, total)
+    return needs._replace(bytes=total)
 
 
-def _passes(request: Request, needs: Needs) -> list[Pass]:
+def _passes(request: Request, missing: dict[Kind, dict[str, Clip]]) -> list[Pass]:
     """Utterances that need the same kinds, shard by shard: none passes twice."""
-    clips = {clip.key: clip for members in needs.missing.values() for clip in members}
-    kinds: dict[str, tuple[Kind, ...]] = {}
-    for kind, members in needs.missing.items():
-        for clip in members:
-            kinds[clip.key] = (*kinds.get(clip.key, ()), kind)
-    groups: dict[tuple[Kind, ...], list[Clip]] = {}
-    for key, group in kinds.items():
-        groups.setdefault(group, []).append(clips[key])
+    groups: dict[tuple[Kind, ...], list[Clip]] = defaultdict(list)
+    for key, clip in {k: clip for clips in missing.values() for k, clip in clips.items()}.items():
+        groups[tuple(kind for kind in missing if key in missing[kind])].append(clip)
     return [
-        Pass(request, shard, list(group), share_cnn="cnn" in group)
-        for group, members in groups.items()
-        for shard in shards(members)
+        Pass(request, shard, list(kinds))
+        for kinds, clips in groups.items()
+        for shard in shards(clips)
     ]
 
 
-def _sharing(
+def _joined(
     rounds: Sequence[Round], cnns: Sequence[tuple[str | None, int]], options: RunOptions
-) -> Iterator[Round]:
-    """Speech-FT never trains the CNN: upstreams with the same one share its outputs, on disk."""
+) -> list[Round]:
+    """Consecutive upstreams together as long as what they write fits the budget.
+
+    Speech-FT never trains the CNN: upstreams with the same one share its outputs, on disk.
+    """
+    budget = options.cache_gb * 1e9
     users = Counter(cnn for alone, (cnn, _) in zip(rounds, cnns) if alone.passes)
+    joined = [Round()]
     for alone, (cnn, size) in zip(rounds, cnns):
         shared = cnn and (users[cnn] > 1 or options.store.folder(cnn, "cnn").is_dir())
-        if cnn and shared and alone.bytes + size <= options.cache_gb * 1e9:
-            passes = [job._replace(share_cnn=True) for job in alone.passes]
-            kept: set[tuple[str, Kind]] = {(cnn, "cnn"), *alone.entries}
-            yield Round(passes, alone.cells, kept, alone.bytes + size)
-        else:
-            yield alone
-
-
-def _joined(rounds: Iterable[Round], options: RunOptions) -> Iterator[Round]:
-    """Consecutive upstreams together as long as what they write fits the budget."""
-    joined = Round([], [], set(), 0)
-    for alone in rounds:
-        if joined.bytes + alone.bytes > options.cache_gb * 1e9:
-            yield joined
-            joined = Round([], [], set(), 0)
-        joined = Round(
-            joined.passes + alone.passes,
-            joined.cells + alone.cells,
-            joined.entries | alone.entries,
-            joined.bytes + alone.bytes,
-        )
-    yield joined
+        if cnn and shared and alone.bytes + size <= budget:
+            alone.passes = [job._replace(kinds=[*job.kinds, "cnn"]) for job in alone.passes]
+            alone.entries.add((cnn, "cnn"))
+            alone.bytes += size
+        if joined[-1].bytes + alone.bytes > budget:
+            joined.append(Round())
+        joined[-1].passes += alone.passes
+        joined[-1].cells += alone.cells
+        joined[-1].entries |= alone.entries
+        joined[-1].bytes += alone.bytes
+    return joined
