@@ -27,30 +27,10 @@ examples:
   benchmark.py --upstream merged                          build what is missing, score, compare
   benchmark.py --upstream hf:my/checkpoint,fbank --suite sample
   benchmark.py --upstream merged:alpha=0.5 --downstream asr,er --seeds 3 --set train.steps=500
-  benchmark.py plan --upstream merged                     what is kept and what it would take
-  benchmark.py compare hubert_demo merged                 task by task, paired, with intervals
-  benchmark.py list tasks                                 what there is
+  benchmark.py merge --base hubert_base --tuned my/tuned --set alpha=0.5 --output merged/
 The same command again keeps what is finished and goes on where it was interrupted.
 """
-COMMANDS = {  # name: what it does, and an example
-    "run": ("score upstreams on the tasks of a suite", "--upstream merged,fbank --suite demo"),
-    "plan": ("what a run would keep, compute and cost", "plan --upstream merged"),
-    "compare": ("two upstreams task by task, paired", "compare hubert_demo merged"),
-    "list": ("what there is, a line each", "list upstreams"),
-    "describe": ("an upstream's layers, size, fingerprint, source", "describe hubert_demo"),
-    "check": ("the promises of an upstream, or a recipe", "check --upstream mine.py:Mine"),
-    "finetune": ("stage 1: stable fine-tuning", "finetune recipes/demo/finetune.yaml"),
-    "merge": (
-        "stage 2: merge weights and write them",
-        "merge recipes/demo/merged.yaml --output merged/\n  benchmark.py merge --base hubert_base "
-        "--tuned my/tuned --set alpha=0.5 --output merged/",
-    ),
-    "export": ("write an upstream in another format", "export merged --output out/"),
-    "cache": (
-        "features on disk: list or clear them",
-        "cache\n  benchmark.py cache clear hubert_demo",
-    ),
-}
+COMMANDS = "run plan compare list_ describe check finetune merge export cache".split()
 LISTS = {  # what `list` knows: where its registry is
     "upstreams": "upstream.resolve:UPSTREAMS",
     "tasks": "downstream.base:TASKS",
@@ -77,16 +57,19 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its flags; a call without a command is `run`."""
-    raw = argparse.RawDescriptionHelpFormatter
+    raw = argparse.RawDescriptionHelpFormatter  # keeps the lines of EXAMPLES
     top = Parser("benchmark.py", description=__doc__, formatter_class=raw, epilog=EXAMPLES)
-    added = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands = {
-        name: added.add_parser(
-            name, help=about, description=about, epilog=f"example:\n  benchmark.py {example}",
-            formatter_class=raw,
-        )
-        for name, (about, example) in COMMANDS.items()
-    }  # fmt: skip
+    added = top.add_subparsers(metavar="COMMAND", required=True)
+    commands = {}
+    for name in COMMANDS:
+        call = globals()[name]
+        command = added.add_parser(name.rstrip("_"), help=call.__doc__, description=call.__doc__)
+        command.set_defaults(call=call)
+        command.add_argument("--results", type=Path, default=Path("results"),
+                             help="where results, caches and built upstreams live")  # fmt: skip
+        command.add_argument("--debug", action="store_true",
+                             help="show the traceback of an error")  # fmt: skip
+        commands[name] = command
     for name in ("run", "plan"):
         flag = commands[name].add_argument
         flag("--upstream", required=True, help="names, separated by commas")
@@ -114,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     flag("a")
     flag("b")
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
-    commands["list"].add_argument("what", choices=LISTS)
+    commands["list_"].add_argument("what", choices=LISTS)
     commands["describe"].add_argument("upstream")
     either = commands["check"].add_mutually_exclusive_group(required=True)
     either.add_argument("--upstream")
@@ -139,11 +122,6 @@ def parser() -> argparse.ArgumentParser:
     flag = commands["cache"].add_argument
     flag("action", nargs="?", choices=("list", "clear"), default="list")
     flag("upstream", nargs="?", help="only this name or fingerprint")
-    for command in commands.values():
-        command.add_argument("--results", type=Path, default=Path("results"),
-                             help="where results, caches and built upstreams live")  # fmt: skip
-        command.add_argument("--debug", action="store_true",
-                             help="show the traceback of an error")  # fmt: skip
     return top
 
 
@@ -209,7 +187,7 @@ def writable(folder: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score upstreams on tasks: build, extract once, train and test what is missing, compare."""
+    """Score upstreams on the tasks of a suite: --upstream merged,fbank --suite demo"""
     from downstream.recipe import suite_folder
     from downstream.report import table
     from downstream.report.groups import name
@@ -240,7 +218,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> None:
-    """What `run` with the same flags would keep, compute and cost. Builds nothing."""
+    """What a run would keep, compute and cost; builds nothing: plan --upstream merged"""
     from downstream.recipe import suite_folder
     from downstream.run.estimate import describe
     from merging.requests import requests, unbuilt
@@ -252,7 +230,7 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Two upstreams task by task."""
+    """Two upstreams task by task, paired: compare hubert_demo merged"""
     from downstream.report import compare, results, table
 
     pairs = compare.compare(args.a, args.b, results.load_results(args.results))
@@ -260,7 +238,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def list_(args: argparse.Namespace) -> None:
-    """Names with a line each."""
+    """What there is, a line each: list upstreams"""
     if args.what == "suites":
         from downstream import recipe
 
@@ -288,7 +266,7 @@ def named(args: argparse.Namespace) -> Request:
 
 
 def describe(args: argparse.Namespace) -> None:
-    """Layers, parameters, fingerprint, licence, source."""
+    """An upstream's layers, size, fingerprint, licence, source: describe hubert_demo"""
     upstream = named(args).load()
     milliseconds = 1000 * upstream.stride / upstream.sample_rate
     facts = {
@@ -310,7 +288,7 @@ def describe(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Promises of an upstream, kept or broken; or whether a recipe and its corpus can be used."""
+    """The promises of an upstream, or a recipe: check --upstream mine.py:Mine"""
     if args.recipe:
         from downstream import recipe
         from downstream.run.prepare import prepare
@@ -328,7 +306,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def finetune(args: argparse.Namespace) -> None:
-    """Stage 1."""
+    """Stage 1, stable fine-tuning: finetune recipes/demo/finetune.yaml"""
     from merging.tuning import build_tuned
 
     writable(args.output or args.results)
@@ -336,7 +314,7 @@ def finetune(args: argparse.Namespace) -> None:
 
 
 def merge(args: argparse.Namespace) -> None:
-    """Stage 2, of a recipe or of --base and --tuned, written to a folder."""
+    """Stage 2, merge weights and write them: merge recipes/demo/merged.yaml --output merged/"""
     from downstream.recipe import overrides
     from merging.merged import write
     from merging.recipe import load_recipe, placed, recipe_of
@@ -355,7 +333,7 @@ def merge(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """An encoder in another format."""
+    """Write an upstream in another format: export merged --output out/"""
     request = named(args)
     from merging import requests
 
@@ -364,7 +342,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def cache(args: argparse.Namespace) -> None:
-    """What the cache of features holds, least recently used first, or clear it."""
+    """Features on disk, least recently used first; list or clear: cache clear hubert_demo"""
     from datetime import datetime
 
     from upstream.features.store import Store
@@ -398,8 +376,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        command = globals()["list_" if args.command == "list" else args.command]
-        return int(command(args) or 0)
+        return int(args.call(args) or 0)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
