@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 TextTable: TypeAlias = Sequence[Sequence[str]]
@@ -22,9 +22,7 @@ def text(table: TextTable, width: int = 100) -> str:
     because the end of a name tells more (`merged:alpha=0.25`)."""
     lines: list[list[str]] = []
     for row in table:
-        cells = [cell.split("\n") for cell in row]
-        depth = max(map(len, cells))
-        lines += [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(depth)]
+        lines += map(list, zip_longest(*(cell.split("\n") for cell in row), fillvalue=""))
     widths = [max(map(len, column)) for column in zip(*lines)]
     widths[0] = min(widths[0], max(12, width - sum(w + 2 for w in widths[1:])))
     for line in lines:
@@ -58,6 +56,5 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
-    for row in rows:
-        writer.writerow("" if isinstance(x, float) and math.isnan(x) else x for x in row)
+    writer.writerows(["" if x != x else x for x in row] for row in rows)  # NaN
     return file.getvalue()

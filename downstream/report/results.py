@@ -196,14 +196,8 @@ def safe_name(name: str) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The value with NaN and infinities as None: JSON has no word for them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return value
+    """JSON's view of the value, NaN and infinities as None: JSON has no word for them."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def _stamp(folder: Path) -> list[int]:

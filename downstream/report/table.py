@@ -18,6 +18,7 @@ from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 
 TASKS_ABREAST = 4  # what fits into 100 columns
+HEARD = "†"  # marks the score of an upstream that has heard the answers
 
 Format = Literal["text", "md", "csv", "json", "latex"]
 
@@ -101,8 +102,11 @@ def render(comparison: Comparison, form: Format = "text") -> str:
     table = ["task|A|B|A - B|95 % interval|p|A is".split("|")]
     for r in comparison.rows:
         span = "unknown" if math.isnan(r.low) else f"[{r.low:+.2f}, {r.high:+.2f}]"
-        sides = f"{r.score:.2f}{_mark(r.seen)}", f"{r.reference_score:.2f}{_mark(r.reference_seen)}"
-        table.append([_heading(r), *sides, f"{r.difference:+.2f}", span, _p(r.p_holm), r.verdict])
+        a, b = (
+            f"{score:.2f}{HEARD if seen else ''}"
+            for score, seen in ((r.score, r.seen), (r.reference_score, r.reference_seen))
+        )
+        table.append([_heading(r), a, b, f"{r.difference:+.2f}", span, _p(r.p_holm), r.verdict])
     notes = [f"A = {comparison.a}", f"B = {comparison.b}", *_notes(comparison)]
     if form == "text":
         return f"{text(table)}\n\n{wrapped(notes)}"
@@ -132,7 +136,7 @@ def _cell(row: Row) -> str:
     value = row.difference if row.reference else row.score
     half = "±?" if math.isnan(row.low) else f"±{value - row.low:.2f}"  # intervals are symmetric
     if not row.reference:
-        return f"{value:.2f} {half}{_mark(row.seen)}"
+        return f"{value:.2f} {half}{HEARD if row.seen else ''}"
     p = _p(row.p_holm)
     value = round(value, 2) + 0.0  # no -0.00
     return f"{value:+.2f} {half}{p and ' p ' + p}\n{row.verdict}"
@@ -141,11 +145,6 @@ def _cell(row: Row) -> str:
 def _heading(row: Row) -> str:
     """`asr WER ↓`"""
     return f"{row.task} {METRICS[row.metric].label} {METRICS[row.metric].arrow}"
-
-
-def _mark(seen: float) -> str:
-    """A dagger on the score of an upstream that has heard the answers."""
-    return "†" if seen else ""
 
 
 def _p(p: float) -> str:
@@ -183,7 +182,7 @@ def _notes(table: Table | Comparison) -> list[str]:
         for upstream, seen in ((r.upstream, r.seen), (r.reference, r.reference_seen)):
             if seen:
                 why = f"fine-tuning had the labels of {100 * seen:.0f} % of the test audio"
-                place = f"{_mark(seen)} {upstream} {r.task}"
+                place = f"{HEARD} {upstream} {r.task}"
                 places[f"{why}: no evidence of generalisation"][place] = None
     for why, where in places.items():
         more = f" and {len(where) - 3} more" if len(where) > 3 else ""
