@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -119,10 +119,8 @@ def _passed(upstream: Upstream) -> float:
     size = _size(upstream)
     if size not in _measured:
         wavs = [torch.randn(int(PROBE_SECONDS * SAMPLE_RATE)) * 0.1 for _ in range(2)]
-        forward(upstream, wavs[:1])
-        begun = time.monotonic()
-        forward(upstream, wavs)
-        _measured[size] = len(wavs) * PROBE_SECONDS / (time.monotonic() - begun)
+        seconds = timeit.repeat(lambda: forward(upstream, wavs), number=1, repeat=2)
+        _measured[size] = len(wavs) * PROBE_SECONDS / min(seconds)
     return _measured[size]
 
 
@@ -138,12 +136,10 @@ def _step(upstream: Upstream, task: Prepared) -> float:
         x = torch.randn(upstream.num_layers, recipe.train.batch, *middle, upstream.dim)
         lens = torch.full((recipe.train.batch,), frames)
         targets = [labels.encode(task.targets[0])] * recipe.train.batch
-        times = []
-        for _ in range(3):
-            begun = time.monotonic()
-            head.loss(head(x, lens), lens, targets).backward()
-            times.append(time.monotonic() - begun)
-        _measured[step] = min(times) * recipe.train.accumulate * len(recipe.train.lr)
+        seconds = timeit.repeat(
+            lambda: head.loss(head(x, lens), lens, targets).backward(), number=1, repeat=3
+        )
+        _measured[step] = min(seconds) * recipe.train.accumulate * len(recipe.train.lr)
     return _measured[step] if kind.head else 0.0
 
 
