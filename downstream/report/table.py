@@ -48,7 +48,7 @@ def summary(results: Sequence[Result], suite: str, references: Sequence[str] = (
     for n in order:
         for _, group in sorted(groups[n].items()):
             table.rows.extend(scores(group, called))
-    for i, reference in enumerate(chosen):
+    for i, reference in enumerate(dict.fromkeys(chosen)):
         for other in order[i + 1 :]:
             rows, refused = differences(groups[other], groups[reference], called)
             lacking = sorted(groups[other].keys() - groups[reference].keys())

@@ -139,6 +139,17 @@ def test_a_small_budget_means_rounds_and_the_same_scores(
     assert hypotheses(tight.results) == hypotheses(roomy.results)
 
 
+def test_outputs_of_the_cnn_that_are_read_again_make_no_room(
+    base: Path, suite: Path, tmp_path: Path
+) -> None:
+    how = settings(tmp_path / "r", features="recompute")
+    work = survey([Request(str(base), str(base))], prepared(suite, how.results), 1, how)
+    encoder = upstream.load(str(base))
+    assert work.rounds[0].entries == {
+        (encoder.fingerprint(), "mean"), (encoder.cnn_fingerprint(), "cnn"),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("where", ["auto", "recompute"])
 def test_frames_that_do_not_fit_are_recomputed(
     where: Where, base: Path, suite: Path, tmp_path: Path
