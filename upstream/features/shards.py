@@ -19,7 +19,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -111,7 +111,9 @@ class Writer:
         keys = "\n".join(clip.key for clip in clips).encode()
         self.path = folder / hashlib.blake2b(keys, digest_size=8).hexdigest()
         self.part = folder / f"{disk.PART}{self.path.name}-{uuid.uuid4().hex}"
-        self.columns: dict[str, _Column] = {}
+        self.columns: dict[str, BinaryIO] = {}  # .npy files that grow
+        self.first: dict[str, Array] = {}  # of the first clip, for types and shapes
+        self.rows = 0
         self.clips: list[tuple[Clip, int, float]] = []  # with frames and error
 
     def __enter__(self) -> Writer:
@@ -130,58 +132,47 @@ class Writer:
         with disk.writing(self.path):
             for name, array in arrays.items():
                 if name not in self.columns:
-                    self.columns[name] = _Column(self.part / f"{name}.npy", array)
-                self.columns[name].append(array)
+                    self.columns[name] = (self.part / f"{name}.npy").open("wb")
+                    self.first[name] = array
+                    self._header(name)
+                self.columns[name].write(array.data)
+        self.rows += len(arrays["rows"])
         self.clips.append((clip, frames, error))
+
+    def _header(self, name: str) -> None:
+        # NumPy pads the header so that the number of rows may grow
+        first = self.first[name]
+        shape = (self.rows, *first.shape[1:])
+        facts = {"descr": first.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.columns[name], facts)
 
     def commit(self) -> None:
         """Make the rows visible."""
         clips, lens, errors = zip(*self.clips)
+        arrays: dict[str, tuple[int, int]] = {}
         with disk.writing(self.path):
+            for name, file in self.columns.items():
+                size = file.tell()
+                file.seek(0)
+                self._header(name)
+                file.close()
+                arrays[name] = size, _checksum(self.part / f"{name}.npy")
             facts = {
                 "format": FORMAT,
                 "keys": [clip.key for clip in clips],
                 "lens": lens,
-                "shape": self.columns["rows"].shape,
+                "shape": self.first["rows"].shape[1:],
                 "seconds": sum(clip.seconds for clip in clips),
                 "error": (sum(e * e for e in errors) / len(errors)) ** 0.5,
-                "arrays": {name: column.close() for name, column in self.columns.items()},
+                "arrays": arrays,
             }
             disk.write_checked(self.part / JSON, facts)
             os.rename(self.part, self.path)
 
     def __exit__(self, *_: object) -> None:
-        for column in self.columns.values():
-            column.file.close()
+        for file in self.columns.values():
+            file.close()
         self.stack.close()
-
-
-class _Column:
-    """One .npy file that grows."""
-
-    def __init__(self, path: Path, first: Array) -> None:
-        self.path, self.rows = path, 0
-        self.type, self.shape = first.dtype.str, first.shape[1:]
-        self.file = path.open("wb")
-        self._header()
-
-    def _header(self) -> None:
-        # NumPy pads the header so that the number of rows may grow
-        shape = (self.rows, *self.shape)
-        facts = {"descr": self.type, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self.file, facts)
-
-    def append(self, array: Array) -> None:
-        self.file.write(array.data)
-        self.rows += len(array)
-
-    def close(self) -> tuple[int, int]:
-        """Finish the file: its bytes and checksum."""
-        size = self.file.tell()
-        self.file.seek(0)
-        self._header()
-        self.file.close()
-        return size, _checksum(self.path)
 
 
 @functools.cache

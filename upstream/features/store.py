@@ -3,8 +3,7 @@
     <root>/<fingerprint>/about.json          name and source, for people
     <root>/<fingerprint>/<kind>/<shard>/*    rows of up to ten minutes of audio (shards.py)
 
-Rows are found by the content of their audio, whichever list of utterances they were extracted
-with: tasks that share utterances share their features.
+Rows are found by the content of their audio: tasks that share utterances share their features.
 """
 
 from __future__ import annotations
