@@ -112,7 +112,7 @@ class Writer:
         self.path = folder / hashlib.blake2b(keys, digest_size=8).hexdigest()
         self.part = folder / f"{disk.PART}{self.path.name}-{uuid.uuid4().hex}"
         self.columns: dict[str, BinaryIO] = {}  # .npy files that grow
-        self.first: dict[str, Array] = {}  # of the first clip, for types and shapes
+        self.types: dict[str, tuple[str, tuple[int, ...]]] = {}  # with the shape of a row
         self.rows = 0
         self.clips: list[tuple[Clip, int, float]] = []  # with frames and error
 
@@ -133,7 +133,7 @@ class Writer:
             for name, array in arrays.items():
                 if name not in self.columns:
                     self.columns[name] = (self.part / f"{name}.npy").open("wb")
-                    self.first[name] = array
+                    self.types[name] = array.dtype.str, array.shape[1:]
                     self._header(name)
                 self.columns[name].write(array.data)
         self.rows += len(arrays["rows"])
@@ -141,9 +141,8 @@ class Writer:
 
     def _header(self, name: str) -> None:
         # NumPy pads the header so that the number of rows may grow
-        first = self.first[name]
-        shape = (self.rows, *first.shape[1:])
-        facts = {"descr": first.dtype.str, "fortran_order": False, "shape": shape}
+        kind, shape = self.types[name]
+        facts = {"descr": kind, "fortran_order": False, "shape": (self.rows, *shape)}
         np.lib.format.write_array_header_1_0(self.columns[name], facts)
 
     def commit(self) -> None:
@@ -161,7 +160,7 @@ class Writer:
                 "format": FORMAT,
                 "keys": [clip.key for clip in clips],
                 "lens": lens,
-                "shape": self.first["rows"].shape[1:],
+                "shape": self.types["rows"][1],
                 "seconds": sum(clip.seconds for clip in clips),
                 "error": (sum(e * e for e in errors) / len(errors)) ** 0.5,
                 "arrays": arrays,
