@@ -47,24 +47,14 @@ class Line(NamedTuple):
     seed: list[int]  # of the room, the microphone and the noise
 
 
-class _Id(ctypes.Union):
-    _fields_ = [
-        ("number", ctypes.c_int),
-        ("name", ctypes.c_char_p),
-        ("string", ctypes.c_char * 8),
-    ]
-
-
 class _Event(ctypes.Structure):
+    """espeak_EVENT; the name of a phone is its id."""
+
     _fields_ = [
         ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),  # milliseconds
-        ("sample", ctypes.c_int),
+        ("places", ctypes.c_int * 5),
         ("user_data", ctypes.c_void_p),
-        ("id", _Id),
+        ("name", ctypes.c_char * 8),
     ]
 
 
@@ -79,9 +69,8 @@ def engine() -> ctypes.CDLL:
     try:
         import espeakng_loader
     except ImportError as error:
-        raise UserError(
-            "the synthetic corpus needs espeakng-loader: pip install -e '.[demo]'"
-        ) from error
+        fault = "the synthetic corpus needs espeakng-loader: pip install -e '.[demo]'"
+        raise UserError(fault) from error
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Synth.argtypes = [
         ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
@@ -116,13 +105,12 @@ def say(
         index = 0
         while events[index].type != _END_OF_LIST:
             if events[index].type == _PHONEME:
-                phones.append(events[index].id.string.decode("utf-8", "ignore").strip("ˈˌ"))
+                phones.append(events[index].name.decode("utf-8", "ignore").strip("ˈˌ"))
             index += 1
         return 0
 
-    callback = _Callback(collect)
+    callback, raw = _Callback(collect), text.encode()
     library.espeak_SetSynthCallback(callback)
-    raw = text.encode()
     library.espeak_Synth(raw, len(raw) + 1, 0, _BY_CHARACTER, 0, _UTF8, None, None)
     return np.concatenate(chunks), [phone for phone in phones if phone]  # "" is a pause
 

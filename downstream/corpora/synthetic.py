@@ -19,6 +19,7 @@ the 240 test strings of digits, `pretrain` speaks 112 too.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -26,15 +27,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from downstream.base import Example
 from downstream.corpora.speak import Line, engine
 from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError, near_miss
+from upstream.common.progress import progress
 from upstream.common.schema import Amount, Natural
 
 T = TypeVar("T")
@@ -79,26 +80,12 @@ NUCLEI = "a e i o u ee oo ai oa ow oy ar er or".split()
 CODAS = ["", "", "", *"b d g k l m n p s t z sh ch th ng nd nt st lk mp".split()]
 
 
-class Prosody(NamedTuple):
-    """A rule set, relative to the speaker: factors, and dB for tilt and gain."""
-
-    pitch: float
-    range: float
-    rate: float
-    tilt: float
-    gain: float
-
-    def stronger(self, power: float) -> Prosody:
-        """The same rules, `power` times as far from the speaker's own way."""
-        factors = (self.pitch**power, self.range**power, self.rate**power)
-        return Prosody(*factors, self.tilt * power, self.gain * power)
-
-
+# rule sets relative to the speaker: factors of pitch, range and rate, and dB of tilt and gain
 PROSODY = {
-    "flat": Prosody(0.95, 0.35, 1.0, 0, 0),
-    "lively": Prosody(1.2, 1.6, 1.05, 1, 1),
-    "slow-low": Prosody(0.75, 0.8, 0.84, -4, -2),
-    "fast-loud": Prosody(1.1, 1.0, 1.2, 4, 2),
+    "flat": (0.95, 0.35, 1.0, 0, 0),
+    "lively": (1.2, 1.6, 1.05, 1, 1),
+    "slow-low": (0.75, 0.8, 0.84, -4, -2),
+    "fast-loud": (1.1, 1.0, 1.2, 4, 2),
 }
 
 
@@ -134,10 +121,8 @@ PARTS = {
 class Speaker(NamedTuple):
     name: str
     voice: str
-    pitch: float
-    range: float
-    rate: float
-    tract: float
+    traits: tuple[float, float, float, float]  # pitch, range, rate, vocal tract
+    each: dict[str, int]  # utterances per split
 
 
 class Planned(NamedTuple):
@@ -186,50 +171,49 @@ def text_for(part: str, rng: np.random.Generator) -> str:
     return sentence(rng)
 
 
-def cast(part: str, seed: int, scale: float) -> Iterator[tuple[Speaker, dict[str, int]]]:
-    """The speakers of `part`, each with its number of utterances per split."""
+def cast(part: str, seed: int, scale: float) -> Iterator[Speaker]:
+    """The speakers of `part`."""
+    kind = PARTS[part]
     pairs = [f"{accent}+{variant}" for accent in ACCENTS.split() for variant in VARIANTS.split()]
-    voices = list(np.random.default_rng(seed).permutation(pairs)[PARTS[part].pairs])
+    voices = list(np.random.default_rng(seed).permutation(pairs)[kind.pairs])
     rng = np.random.default_rng([seed, len(part), *part.encode()])
-    index = 0
-    for split, count in PARTS[part].speakers.items():
-        each = PARTS[part].each if split == "all" else {split: PARTS[part].each[split]}
+    names = (f"{part}-{index:03d}" for index in itertools.count())
+    for split, count in kind.speakers.items():
+        each = kind.each if split == "all" else {split: kind.each[split]}
         of_split, voices = voices[:count], voices[count:]
         for number in range(max(2, round(count * scale))):
-            pitch, range_, rate, tract = rng.uniform([25, 30, 150, 0.88], [75, 70, 195, 1.14])
-            voice = str(of_split[number % len(of_split)])
-            yield Speaker(f"{part}-{index:03d}", voice, pitch, range_, rate, tract), each
-            index += 1
+            traits = tuple(rng.uniform([25, 30, 150, 0.88], [75, 70, 195, 1.14]))
+            yield Speaker(next(names), str(of_split[number % len(of_split)]), traits, each)
 
 
 def plan(part: str, seed: int = 0, scale: float = 1.0) -> list[Planned]:
     """Every utterance of `part`, decided before any is spoken: a pure function of its arguments."""
-    planned = []
-    for who, (speaker, each) in enumerate(cast(part, seed, scale)):
-        for split, count in each.items():
-            for index in range(count):
-                stream = [seed, *part.encode(), who, *split.encode(), index]
-                rng = np.random.default_rng(stream)
-                style = pick(rng, list(PROSODY))
-                rule = PROSODY[style].stronger(PARTS[part].prosody)
-                pitch, range_, rate = np.exp(rng.normal(0, [0.14, 0.35, 0.09]))
-                line = Line(
-                    path=f"{speaker.name}-{split}-{index:03d}.flac",
-                    text=text_for(part, rng),
-                    voice=speaker.voice,
-                    pitch=float(np.clip(speaker.pitch * rule.pitch * pitch, 0, 99)),
-                    range=float(np.clip(speaker.range * rule.range * range_, 0, 99)),
-                    rate=float(speaker.rate * rule.rate * rate),
-                    tract=speaker.tract,
-                    tilt=rule.tilt + rng.normal(0, 3),
-                    gain=rule.gain + rng.uniform(-4, 4),
-                    seed=stream,
-                )
-                planned.append(Planned(Path(line.path).stem, split, speaker.name, style, line))
+    power, planned = PARTS[part].prosody, []
+    for who, (name, voice, (*traits, tract), each) in enumerate(cast(part, seed, scale)):
+        for split, index in ((split, k) for split, count in each.items() for k in range(count)):
+            stream = [seed, *part.encode(), who, *split.encode(), index]
+            rng = np.random.default_rng(stream)
+            style = pick(rng, list(PROSODY))
+            *factors, tilt, gain = PROSODY[style]
+            chance = np.exp(rng.normal(0, [0.14, 0.35, 0.09]))
+            pitch, range_, rate = (t * f**power * c for t, f, c in zip(traits, factors, chance))
+            line = Line(
+                path=f"{name}-{split}-{index:03d}.flac",
+                text=text_for(part, rng),
+                voice=voice,
+                pitch=float(np.clip(pitch, 0, 99)),
+                range=float(np.clip(range_, 0, 99)),
+                rate=float(rate),
+                tract=tract,
+                tilt=tilt * power + rng.normal(0, 3),
+                gain=gain * power + rng.uniform(-4, 4),
+                seed=stream,
+            )
+            planned.append(Planned(Path(line.path).stem, split, name, style, line))
     return planned
 
 
-def _speak(folder: Path, shard: list[Planned], marker: Path) -> int:
+def _speak(folder: Path, shard: list[Planned], marker: Path) -> None:
     """Record one shard in a fresh engine process; its rows, the `marker`, are written last."""
     lines = [item.line._replace(path=str(folder / item.line.path)) for item in shard]
     done = subprocess.run(
@@ -244,13 +228,11 @@ def _speak(folder: Path, shard: list[Planned], marker: Path) -> int:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise UserError(f"eSpeak NG failed on {marker}: {reason}; run it again to go on")
     rows = []
-    for item, phones in zip(shard, json.loads(done.stdout)):
-        row: dict[str, Any] = {**item._asdict(), "phones": " ".join(phones)}
-        line = row.pop("line")
+    for (*names, line), phones in zip(shard, json.loads(done.stdout)):
+        row = dict(zip(Planned._fields, names), phones=" ".join(phones))
         row |= {"path": line.path, "text": line.text.upper()}
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     disk.write(marker, "".join(rows))
-    return len(shard)
 
 
 def generate(root: Path, part: str, seed: int = 0, scale: float = 1.0) -> list[Path]:
@@ -269,16 +251,12 @@ def generate(root: Path, part: str, seed: int = 0, scale: float = 1.0) -> list[P
         return markers
     engine()  # a missing engine is reported here, once, and not by every worker
     folder.mkdir(parents=True, exist_ok=True)
-    done = len(planned) - sum(len(shards[index]) for index in missing)
-    terminal = sys.stderr.isatty()
-    bar = tqdm(total=len(planned), initial=done, desc=f"speaking {part}", disable=not terminal)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(_speak, folder, shards[i], markers[i]) for i in missing]
+        spoken = len(shards) - len(missing)
         try:
-            for number, job in enumerate(as_completed(jobs), 1):
-                bar.update(job.result())
-                if not terminal and (number % 10 == 0 or number == len(jobs)):
-                    print(f"speaking {part}: shard {number} of {len(jobs)}", file=sys.stderr)
+            for job in progress(as_completed(jobs), f"speaking {part}", len(shards), spoken):
+                job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -301,10 +279,7 @@ def read(
         raise UserError(f"part {part!r} has no target {target!r}{near_miss(target, targets)}")
     examples = []
     for marker in generate(root, part, seed, scale):
-        for text in marker.read_text(encoding="utf-8").splitlines():
-            row = json.loads(text)
-            path = str(marker.parent / row["path"])
-            examples.append(
-                Example(row["id"], path, None, None, row[target], row["speaker"], row["split"])
-            )
+        for row in map(json.loads, marker.read_text(encoding="utf-8").splitlines()):
+            who, path = (row["speaker"], row["split"]), str(marker.parent / row["path"])
+            examples.append(Example(row["id"], path, None, None, row[target], *who))
     return examples

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from downstream.base import Record
-from downstream.recipe import Recipe
 from downstream.report.results import Cell, Score, finished, provenance, read_cell, save
 from downstream.run.prepare import Prepared
 from downstream.run.train import Data, fit, predict
 from upstream.features.codec import Features
-
-FEATURES = {"mean": "float32 means"}  # what Score.features calls a kind; else "<kind> frames"
 
 
 class Identity(NamedTuple):
@@ -27,9 +25,8 @@ class Identity(NamedTuple):
 
 def cell(identity: Identity, prepared: Prepared, seed: int) -> Cell:
     """The unit that is computed, stored, resumed and compared."""
-    recipe = prepared.recipe
-    names = (identity.name, identity.fingerprint, recipe.suite, recipe.name)
-    return Cell(*names, prepared.revision, seed)
+    suite, task = prepared.recipe.suite, prepared.recipe.name
+    return Cell(identity.name, identity.fingerprint, suite, task, prepared.revision, seed)
 
 
 def run(
@@ -46,9 +43,9 @@ def run(
     `seen`: how many of the test utterances the upstream was fine-tuned on.
     """
     begun = time.monotonic()
-    recipe = prepared.recipe
-    task = recipe.kind_of_task()
-    folder = cell(identity, prepared, seed).folder(results)
+    recipe, task = prepared.recipe, prepared.recipe.kind_of_task()
+    place = cell(identity, prepared, seed)
+    folder = place.folder(results)
     records: list[Record] = []
     lr: dict[str, float] = {}
     dev: dict[str, dict[str, float]] = {}
@@ -64,8 +61,11 @@ def run(
         tested = task.records([prepared.items[i] for i in split["test"]], outputs, data.labels)
         records += [record._replace(fold=fold) for record in tested]
     score = task.score(records)[task.metrics[0]]
-    error = features.error
-    notes = [_eight_bit(identity, prepared, seed, results, error, score)] if error else []
+    warnings = [*_edges(recipe.train.lr, lr), *prepared.warnings]
+    if features.error:
+        compared = replace(prepared, recipe=replace(recipe, frames="float16"))
+        other = cell(identity, compared, seed).folder(results) / "score.json"
+        warnings.insert(0, _eight_bit(features.error, score, other))
     result = Score(
         metric=task.metrics[0],
         better=task.metric.better,
@@ -79,46 +79,41 @@ def run(
         device=device,
         recipe=recipe.as_dict(),
         source=identity.source,
-        features=FEATURES.get(prepared.kind, f"{prepared.kind} frames"),
+        features="float32 means" if prepared.kind == "mean" else f"{prepared.kind} frames",
         clusters=prepared.clusters,
         seen=seen,
-        warnings=notes + _warnings(recipe, lr) + prepared.warnings,
+        warnings=warnings,
         **provenance(),
     )
-    save(results, cell(identity, prepared, seed), result, records)
+    save(results, place, result, records)
     for state in folder.glob("state*.pt"):
         state.unlink()
     return result
 
 
-def _eight_bit(
-    identity: Identity, prepared: Prepared, seed: int, results: Path, error: float, score: float
-) -> str:
+def _eight_bit(error: float, score: float, other: Path) -> str:
     """What 8-bit frames cost: in the features, and in the score if there is one to compare with."""
-    recipe = replace(prepared.recipe, frames="float16")
-    folder = cell(identity, replace(prepared, recipe=recipe), seed).folder(results)
     line = f"int8 frames: relative RMS error {error:.4f}"
-    if not (folder / "score.json").is_file():
+    if not other.is_file():
         return f"{line}; no score with float16 frames to compare with"
-    other = read_cell(folder / "score.json").score.score
-    return f"{line}; score {score - other:+.2f} against float16 frames ({other:.2f})"
+    whole = read_cell(other).score.score
+    return f"{line}; score {score - whole:+.2f} against float16 frames ({whole:.2f})"
 
 
-def _warnings(recipe: Recipe, lr: dict[str, float]) -> list[str]:
+def _edges(tried: Sequence[float], best: Mapping[str, float]) -> list[str]:
     """A best learning rate at the edge of the list may lie beyond it."""
-    tried = sorted(recipe.train.lr)
-    edges = {tried[0]: "smallest", tried[-1]: "largest"} if len(tried) > 1 else {}
+    edges = {min(tried): "smallest", max(tried): "largest"} if len(tried) > 1 else {}
     return [
         f"{fold and fold + ': '}the best learning rate, {rate:g}, is the {edges[rate]} one tried"
-        for fold, rate in lr.items()
+        for fold, rate in best.items()
         if rate in edges
     ]
 
 
 def missing(identity: Identity, prepared: Prepared, seeds: int, results: Path) -> list[int]:
     """Seeds whose cell is not done."""
-    cells = [cell(identity, prepared, seed) for seed in range(seeds)]
-    return [each.seed for each in cells if not done(each, prepared, results)]
+    cells = (cell(identity, prepared, seed) for seed in range(seeds))
+    return [wanted.seed for wanted in cells if not done(wanted, prepared, results)]
 
 
 def done(wanted: Cell, prepared: Prepared, results: Path) -> bool:

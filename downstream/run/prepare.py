@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from downstream.base import Example, Item, Labels
-from downstream.recipe import Recipe, examples
+from downstream.recipe import Crop, Recipe, examples
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.schema import build
@@ -25,6 +26,7 @@ from upstream.features.clips import Clip
 from upstream.features.extract import Kind
 
 Split = dict[str, list[int]]  # train, dev, test -> indices of items and clips
+Piece = tuple[Example, Clip]
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,12 @@ class Prepared:
     @property
     def revision(self) -> str:
         """12 hex digits over all that can change a score."""
-        return hashlib.sha256((self.recipe.hash + self.content).encode()).hexdigest()[:12]
+        return _digest(self.recipe.hash + self.content)
 
     @property
     def clusters(self) -> str:
         """12 hex digits over who speaks: intervals rest on it, scores do not."""
-        lines = sorted({f"{item.id}\t{item.speaker}\n" for item in self.items})
-        return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+        return _digest("".join(sorted({f"{item.id}\t{item.speaker}\n" for item in self.items})))
 
     @property
     def kind(self) -> Kind:
@@ -87,7 +88,7 @@ class Prepared:
         """Write it for worker processes into a file named by its content. Raises UserError."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         text = json.dumps({**fields, "recipe": dataclasses.asdict(self.recipe)})
-        path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        path = folder / f"{_digest(text)}.json"
         if not path.exists():
             disk.write(path, text)
         return path
@@ -112,33 +113,35 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     Characters that the labels do not know are a warning, on stderr too. Raises UserError for a
     corpus that cannot be used.
     """
-    corpus = examples(recipe, results)
+    task, corpus = recipe.kind_of_task(), examples(recipe, results)
     parts = ("train", "dev", "test")
     splits = folds(corpus) if recipe.folds else {"": {p: _of(corpus, p) for p in parts}}
-    for fold, split in splits.items():
-        for part, indices in split.items():
-            if not indices:
-                where = f"fold {fold}: " if fold else ""
-                raise UserError(f"{recipe.path}: corpus: {where}no utterances in split {part!r}")
+    for fold, part in itertools.product(splits, parts):
+        if not splits[fold][part]:
+            where = f"fold {fold}: " if fold else ""
+            raise UserError(f"{recipe.path}: corpus: {where}no utterances in split {part!r}")
     clips = audiofiles.clips(
         [(e.path, e.start, e.end) for e in corpus], results / "cache" / audiofiles.INDEX
     )
-    normalised = recipe.kind_of_task().normalised
-    corpus = [e._replace(target=normalised(e.target)) for e in corpus]
+    pieces = list(zip((e._replace(target=task.normalised(e.target)) for e in corpus), clips))
     windows: dict[int, list[int]] = {}
     if recipe.crop:
-        corpus, clips, splits, windows = _cropped(recipe, corpus, clips, splits)
-    digest = hashlib.sha256()
-    for e, clip in zip(corpus, clips):
-        digest.update(f"{e.id} {e.target} {e.split} {clip.key}\n".encode())
+        pieces, splits, windows = _cropped(recipe.crop, pieces, splits)
+    lines = [f"{e.id} {e.target} {e.split} {clip.key}\n" for e, clip in pieces]
     if windows:
-        digest.update(json.dumps(sorted(windows.items())).encode())
-    items = [Item(e.id, e.speaker, e.target) for e in corpus]
-    prepared = Prepared(recipe, items, clips, splits, windows, digest.hexdigest(), [])
+        lines.append(json.dumps(sorted(windows.items())))
+    content = hashlib.sha256("".join(lines).encode()).hexdigest()
+    items = [Item(e.id, e.speaker, e.target) for e, _ in pieces]
+    clips = [clip for _, clip in pieces]
+    prepared = Prepared(recipe, items, clips, splits, windows, content, [])
     prepared.warnings.extend(_unknown_symbols(prepared))
     for warning in prepared.warnings:
         _say(f"{recipe.path}: {warning}")
     return prepared
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @functools.cache
@@ -167,22 +170,20 @@ def folds(corpus: Sequence[Example]) -> dict[str, Split]:
 
 
 def _cropped(
-    recipe: Recipe, corpus: Sequence[Example], clips: Sequence[Clip], splits: dict[str, Split]
-) -> tuple[list[Example], list[Clip], dict[str, Split], dict[int, list[int]]]:
-    """Corpus, clips, splits and windows with crops of long training utterances.
+    crop: Crop, utterances: Sequence[Piece], splits: dict[str, Split]
+) -> tuple[list[Piece], dict[str, Split], dict[int, list[int]]]:
+    """Pieces, splits and windows with crops of long training utterances.
 
     Whole, such an utterance stays only where a split selects or tests on it.
     """
-    crop = recipe.crop
-    assert crop is not None
     generator = torch.Generator().manual_seed(crop.seed)
     whole = {i for split in splits.values() for part in ("dev", "test") for i in split[part]}
     training = {i for split in splits.values() for i in split["train"]}
-    pieces: list[tuple[Example, Clip]] = []
+    pieces: list[Piece] = []
     windows: dict[int, list[int]] = {}
-    place: dict[int, int] = {}  # index before -> after, of the utterance or its first window
-    for i, (example, clip) in enumerate(zip(corpus, clips)):
-        place[i] = len(pieces)
+    place: list[int] = []  # index before -> after, of the utterance or its first window
+    for i, (example, clip) in enumerate(utterances):
+        place.append(len(pieces))
         long = i in training and clip.seconds > crop.seconds
         if i in whole or not long:
             pieces.append((example, clip))
@@ -195,7 +196,7 @@ def _cropped(
         fold: {part: [place[i] for i in indices] for part, indices in split.items()}
         for fold, split in splits.items()
     }
-    return [e for e, _ in pieces], [clip for _, clip in pieces], moved, windows
+    return pieces, moved, windows
 
 
 def _unknown_symbols(prepared: Prepared) -> list[str]:
@@ -211,12 +212,11 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
                 raise UserError(f"{where}: {error}") from error
             if symbols:
                 unknown[i] = symbols
-    if not unknown:
-        return []
     counts = Counter(symbol for symbols in unknown.values() for symbol in symbols)
     most = ", ".join(f"{symbol} ({count})" for symbol, count in counts.most_common(8))
     advice = "; `tokens: train` takes them from the training targets"
-    return [
+    warning = (
         f"{sum(counts.values())} characters of {len(unknown)} targets are outside the vocabulary "
         f"and cannot be recognised: {most}{advice * (prepared.recipe.tokens == 'superb')}"
-    ]
+    )
+    return [warning] * bool(unknown)

@@ -6,6 +6,7 @@ features come from `upstream.features.provide` and every head sees the same batc
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,8 +65,7 @@ class Stream:
     """Training batches as a pure function of (seed, number), so that a resumed run sees the same.
 
     An epoch has every utterance once; of one in `windows`, a crop, and in the next epoch the next.
-    Frames come in batches of similar length (no padding waste, as s3prl's sorted buckets), time
-    means in random batches.
+    With `sort` batches are of similar length (no padding waste, as s3prl's sorted buckets).
     """
 
     def __init__(
@@ -90,21 +90,15 @@ class Stream:
             size = self.per_epoch if self.sort else len(self.indices)
             self.order = torch.randperm(size, generator=generator).tolist()
             self.epoch = epoch
-        if self.sort:
-            first = self.order[position] * self.batch
-            chosen = self.indices[first : first + self.batch]
-        else:
-            places = self.order[position * self.batch : (position + 1) * self.batch]
-            chosen = [self.indices[place] for place in places]
+        first = (self.order[position] if self.sort else position) * self.batch
+        places = range(first, min(first + self.batch, len(self.indices)))
+        chosen = [self.indices[place if self.sort else self.order[place]] for place in places]
         crops = [self.windows.get(i, [i]) for i in chosen]
         return [crop[(self.seed + epoch) % len(crop)] for crop in crops]
 
 
 def predict(head: Head | None, data: Data, indices: Sequence[int]) -> list[Any]:
-    """What a head makes of `indices`, in their order; without one, their features.
-
-    These are [L, D] means or [L, T, D] frames.
-    """
+    """What a head makes of `indices`; without one, their [L, D] means or [L, T, D] frames."""
     if head is not None:
         return predictions([head], data, indices)[0]
     x, lens = zip(*(data.features.batch([i]) for i in indices))
@@ -154,21 +148,20 @@ def fit(
     numbers depend on (seed, step) alone, so a run resumed from `state` repeats an unbroken one.
     """
     task, train = recipe.kind_of_task(), recipe.train
-    construct = recipe.head_constructor()
     torch.manual_seed(seed)
     shape = (data.features.layers, data.features.dim, data.labels.size)
-    first = construct(*shape)
-    runs = []
-    for lr in train.lr:
-        head = construct(*shape)
-        head.load_state_dict(first.state_dict())
-        runs.append(_Run(train, lr, head.to(device)))
+    first = recipe.head_constructor()(*shape)
+    runs = [_Run(train, lr, copy.deepcopy(first).to(device)) for lr in train.lr]
+    frames, lens = task.features == "frames", data.features.lens
+    stream = Stream(split["train"], lens, train.batch, seed, frames, data.windows)
     crops = [j for i in split["train"] for j in data.windows.get(i, [i])]
     encoded = {j: data.labels.encode(data.items[j].target) for j in crops}
-    frames = task.features == "frames"
-    stream = Stream(split["train"], data.features.lens, train.batch, seed, frames, data.windows)
-    begun = _restore(state, runs)
-    saved = time.monotonic()
+    begun, saved = 0, time.monotonic()
+    if state and state.exists():
+        kept = torch.load(state, weights_only=True, map_location="cpu")
+        begun = kept["step"]
+        for run, facts in zip(runs, kept["runs"]):
+            run.restore(facts)
     numbers = range(begun * train.accumulate, train.steps * train.accumulate)
     batches = in_order(data.features, (stream[number] for number in numbers))
     for step in progress(range(begun, train.steps), what, train.steps, begun):
@@ -181,11 +174,14 @@ def fit(
                 run.backward(batch)
         for run in runs:
             run.update()
-        if (step + 1) % train.eval_every == 0 or step + 1 == train.steps:
-            _select(runs, task, data, split["dev"])
-            last = step + 1 == train.steps  # of this fold, perhaps
+        last = step + 1 == train.steps  # of this fold, perhaps
+        if (step + 1) % train.eval_every == 0 or last:
+            dev = split["dev"]
+            for run, outputs in zip(runs, predictions([run.head for run in runs], data, dev)):
+                run.keep(dev_score(task, data, dev, outputs), task.metric)
             if state and (last or time.monotonic() - saved > SAVE_SECONDS):
-                _save(state, runs, step + 1)
+                with disk.whole(state) as part:
+                    torch.save({"step": step + 1, "runs": [run.state() for run in runs]}, part)
                 saved = time.monotonic()
     sign = 1 if task.metric.better == "higher" else -1
     best = max(runs, key=lambda run: sign * run.best)
@@ -208,10 +204,7 @@ class _Run:
         self.parameters = [p for p in head.parameters() if p.requires_grad]
         self.optimizer = Adam(self.parameters, lr, train.optimizer == "AdamW")
         self.best = float("nan")
-        self.weights = self.copy()
-
-    def copy(self) -> dict[str, Tensor]:
-        return {k: v.detach().clone() for k, v in self.head.state_dict().items()}
+        self.weights = copy.deepcopy(head.state_dict())
 
     def backward(self, batch: Batch) -> None:
         """Add one micro-batch's gradients, divided by how many make an update (s3prl runner)."""
@@ -234,39 +227,14 @@ class _Run:
     def keep(self, dev: float, metric: Metric) -> None:
         """Remember the weights if `dev` is strictly better than ever before."""
         if metric.improves(dev, self.best):
-            self.best, self.weights = dev, self.copy()
+            self.best, self.weights = dev, copy.deepcopy(self.head.state_dict())
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from."""
+        heads = {"head": self.head.state_dict(), "weights": self.weights}
+        return {**heads, "optimizer": self.optimizer.state_dict(), "best": self.best}
 
-def _select(runs: list[_Run], task: Task, data: Data, dev: list[int]) -> None:
-    """Score every head on dev, so that each may keep its best weights."""
-    for run, outputs in zip(runs, predictions([run.head for run in runs], data, dev)):
-        run.keep(dev_score(task, data, dev, outputs), task.metric)
-
-
-def _save(path: Path, runs: list[_Run], step: int) -> None:
-    content = {
-        "step": step,
-        "runs": [
-            {
-                "head": run.head.state_dict(),
-                "optimizer": run.optimizer.state_dict(),
-                "best": run.best,
-                "weights": run.weights,
-            }
-            for run in runs
-        ],
-    }
-    with disk.whole(path) as part:
-        torch.save(content, part)
-
-
-def _restore(path: Path | None, runs: list[_Run]) -> int:
-    """Fill `runs` from a saved state; the step to go on from."""
-    if path is None or not path.exists():
-        return 0
-    content = torch.load(path, weights_only=True, map_location="cpu")
-    for run, kept in zip(runs, content["runs"]):
-        run.head.load_state_dict(kept["head"])
-        run.optimizer.load_state_dict(kept["optimizer"])
-        run.best, run.weights = kept["best"], kept["weights"]
-    return int(content["step"])
+    def restore(self, state: dict[str, Any]) -> None:
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.weights = state["best"], state["weights"]

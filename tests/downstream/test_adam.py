@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 HEAD_IS_TRAINED = """
 import copy, sys, torch
 from downstream.run.adam import Adam
-from downstream.tasks.heads import HEADS
+from downstream.base import HEADS
 from downstream.recipe import Train
 from downstream.run.train import Batch, _Run
 options, shape = {"projector": 4, "hidden": 4}, (2, 5, 3)
