@@ -71,7 +71,7 @@ def compare(a: str, b: str, results: Sequence[Result]) -> Comparison:
     called = labels([r for side in sides for r in side])
     rows, refused = differences(left, right, called)
     alone = [
-        f"{called.task[v]}: only {a if v in left else b} has this version of it ({v.revision})"
+        f"{called[v]}: only {a if v in left else b} has this version of it ({v.revision})"
         for v in sorted(left.keys() ^ right.keys())
     ]
     return Comparison(a, b, rows, alone + refused)
@@ -87,8 +87,8 @@ def scores(group: Sequence[Result], called: Labels) -> list[Row]:
     for metric in first.samples:
         score = interval(stacked(summaries, metric))
         rows.append(Row(
-            suite=cell.suite, upstream=called.upstream[name(group[0])],
-            fingerprint=cell.fingerprint, task=called.task[version(group[0])],
+            suite=cell.suite, upstream=called[name(group[0])],
+            fingerprint=cell.fingerprint, task=called[version(group[0])],
             recipe=cell.revision, metric=metric, score=score.value, low=score.low, high=score.high,
             seeds=len(group), clusters=len(first.clusters), unit=first.unit,
             utterances=first.utterances, note=score.reason,
@@ -111,9 +111,9 @@ def differences(a: Tasks, b: Tasks, called: Labels) -> tuple[list[Row], list[str
         try:
             pairs = [left[seed] for seed in shared], [right[seed] for seed in shared]
             families[task.suite] += _minus(*pairs, called)
-            refused += [f"{called.task[task]}: seeds that only one has: {lone}"] if lone else []
+            refused += [f"{called[task]}: seeds that only one has: {lone}"] if lone else []
         except UserError as error:
-            refused.append(f"{called.task[task]}: {error}")
+            refused.append(f"{called[task]}: {error}")
     rows = [
         row._replace(p_holm=p, verdict=_verdict(row, p))
         for family in families.values()

@@ -11,6 +11,7 @@ from upstream.common.errors import UserError, near_miss
 
 Key = TypeVar("Key")
 Name: TypeAlias = tuple[str, str]  # of an upstream: what it is called, its fingerprint
+Labels: TypeAlias = dict[tuple[str, ...], str]  # what a table calls a Name or a TaskVersion
 
 
 class TaskVersion(NamedTuple):
@@ -19,13 +20,6 @@ class TaskVersion(NamedTuple):
     suite: str
     task: str
     revision: str
-
-
-class Labels(NamedTuple):
-    """What a table calls upstreams and tasks."""
-
-    upstream: dict[Name, str]  # with the fingerprint where a name has several
-    task: dict[TaskVersion, str]  # with suite and revision where needed to tell them
 
 
 def version(result: Result) -> TaskVersion:
@@ -63,15 +57,18 @@ def results_of(wanted: str, results: Iterable[Result]) -> list[Result]:
 
 
 def labels(results: Iterable[Result]) -> Labels:
-    """Names as short as they can be and still tell apart what is there."""
+    """Names as short as they can be and still tell apart what is there.
+
+    An upstream has its fingerprint where its name has several, a task suite and revision likewise.
+    """
     results = list(results)
     names, versions = {name(r) for r in results}, {version(r) for r in results}
     weights = Counter(upstream for upstream, _ in names)
     revisions = Counter((v.suite, v.task) for v in versions)
     several = len({v.suite for v in versions}) > 1
-    tasks = {}
+    called: Labels = {n: "@".join(n) if weights[n[0]] > 1 else n[0] for n in names}
     for v in versions:
         suite = f"{v.suite}/" if several else ""
         revision = f"@{v.revision[:6]}" if revisions[v.suite, v.task] > 1 else ""
-        tasks[v] = f"{suite}{v.task}{revision}"
-    return Labels({n: "@".join(n) if weights[n[0]] > 1 else n[0] for n in names}, tasks)
+        called[v] = f"{suite}{v.task}{revision}"
+    return called

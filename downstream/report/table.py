@@ -52,9 +52,9 @@ def summary(results: Sequence[Result], suite: str, references: Sequence[str] = (
         for other in order[i + 1 :]:
             rows, refused = differences(groups[other], groups[reference], called)
             lacking = sorted(groups[other].keys() - groups[reference].keys())
-            refused += [f"{called.task[v]}: {called.upstream[reference]} has none" for v in lacking]
+            refused += [f"{called[v]}: {called[reference]} has none" for v in lacking]
             table.rows.extend(rows)
-            table.skipped.extend(f"{called.upstream[other]}, {reason}" for reason in refused)
+            table.skipped.extend(f"{called[other]}, {reason}" for reason in refused)
     return table
 
 
