@@ -65,10 +65,10 @@ def parser() -> argparse.ArgumentParser:
         call = globals()[name]
         command = added.add_parser(name.rstrip("_"), help=call.__doc__, description=call.__doc__)
         command.set_defaults(call=call)
-        command.add_argument("--results", type=Path, default=Path("results"),
-                             help="where results, caches and built upstreams live")  # fmt: skip
-        command.add_argument("--debug", action="store_true",
-                             help="show the traceback of an error")  # fmt: skip
+        flag = command.add_argument
+        flag("--results", type=Path, default=Path("results"),
+             help="where results, caches and built upstreams live")  # fmt: skip
+        flag("--debug", action="store_true", help="show the traceback of an error")
         commands[name] = command
     for name in ("run", "plan"):
         flag = commands[name].add_argument
@@ -88,11 +88,9 @@ def parser() -> argparse.ArgumentParser:
         flag("--batch-seconds", type=_number(float, 1), default=32.0,
              help="audio per encoder batch")  # fmt: skip
         flag("--reference", help="the upstream that differences are taken from")
-    commands["run"].add_argument(
-        "--from-scratch",
-        action="store_true",
-        help="repeat hubert_demo's pre-training first (hours)",
-    )
+    flag = commands["run"].add_argument
+    flag("--from-scratch", action="store_true",
+         help="repeat hubert_demo's pre-training first (hours)")  # fmt: skip
     flag = commands["compare"].add_argument
     flag("a")
     flag("b")
