@@ -191,7 +191,7 @@ def test_a_plan_tells_what_is_kept_what_is_first_built_and_what_would_be_found(
     jobs.run(survey([request], tasks, 1, how), how)
     plan = describe([request], {}, tasks, 1, how).splitlines()
     assert all("1 kept" in line and line.endswith(" 0 s") for line in plan[1:3])
-    assert "found in 4 of 5 cases: " in plan[-1] and "(label)" in plan[-1]
+    assert "found in 4 of 5 cases: " in plan[-1] and "(word)" in plan[-1]
 
 
 def test_cells_count_the_test_audio_that_fine_tuning_heard(
