@@ -35,10 +35,10 @@ def check(upstream: Upstream) -> list[Promise]:
     results = []
     for name in PROMISES:
         try:
-            kept, evidence = PROMISES[name](upstream)
+            seen = PROMISES[name](upstream)
         except Exception as error:  # whatever a user's class raises is evidence against it
-            kept, evidence = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
-        results.append(Promise(name, kept, evidence))
+            seen = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        results.append(Promise(name, *seen))
     return results
 
 
@@ -57,24 +57,30 @@ def _batch(upstream: Upstream, waves: list[Tensor], spare: int = 0) -> tuple[Ten
     return torch.nn.functional.pad(wavs, (0, spare)).to(device), lens.to(device)
 
 
-def _run(upstream: Upstream, waves: list[Tensor], spare: int = 0) -> Hidden:
+def _run(upstream: Upstream, waves: list[Tensor] | None = None, spare: int = 0) -> Hidden:
     with torch.inference_mode():
-        hidden = upstream(*_batch(upstream, waves, spare))
+        hidden = upstream(*_batch(upstream, waves or _waves(*LENGTHS), spare))
     return Hidden(hidden.layers.cpu(), hidden.lens.cpu())
+
+
+def _all_finite(layers: Tensor) -> Seen:
+    bad = int((~torch.isfinite(layers)).sum())
+    return bad == 0, f"{bad} of {layers.numel()} values are NaN or infinite"
 
 
 @PROMISES.register("shape")
 def _shape(upstream: Upstream) -> Seen:
-    layers, lens = _run(upstream, _waves(*LENGTHS))
-    fits = layers.dim() == 4 and layers.shape[:2] == (upstream.num_layers, len(LENGTHS))
-    fits = fits and layers.shape[3] == upstream.dim and lens.shape == (len(LENGTHS),)
-    promised = f"[{upstream.num_layers}, {len(LENGTHS)}, T, {upstream.dim}]"
-    return fits, f"layers {list(layers.shape)}, promised {promised}; lens {list(lens.shape)}"
+    layers, lens = _run(upstream)
+    shape, batch = list(layers.shape), len(LENGTHS)
+    fits = shape == [upstream.num_layers, batch, *shape[2:3], upstream.dim]
+    promised = f"[{upstream.num_layers}, {batch}, T, {upstream.dim}]"
+    evidence = f"layers {shape}, promised {promised}; lens {list(lens.shape)}"
+    return fits and lens.shape == (batch,), evidence
 
 
 @PROMISES.register("dtype")
 def _dtype(upstream: Upstream) -> Seen:
-    layers, lens = _run(upstream, _waves(*LENGTHS))
+    layers, lens = _run(upstream)
     kept = layers.dtype == torch.float32 and lens.dtype == torch.int64
     return kept, f"{layers.dtype}, {lens.dtype}"
 
@@ -93,38 +99,34 @@ def _frame_count(upstream: Upstream) -> Seen:
 
 @PROMISES.register("lengths")
 def _lengths(upstream: Upstream) -> Seen:
-    layers, lens = _run(upstream, _waves(*LENGTHS))
-    longest = layers.shape[2]
-    kept = int(lens.min()) >= 1 and int(lens.max()) <= longest
-    off = [abs(n - size / upstream.stride) for n, size in zip(lens.tolist(), LENGTHS)]
-    return kept and max(off) < FRAMES_OFF, f"lens {lens.tolist()} of {longest} frames"
+    layers, lens = _run(upstream)
+    frames, longest = lens.tolist(), layers.shape[2]
+    kept = min(frames) >= 1 and max(frames) <= longest
+    off = [abs(n - size / upstream.stride) for n, size in zip(frames, LENGTHS)]
+    return kept and max(off) < FRAMES_OFF, f"lens {frames} of {longest} frames"
 
 
 @PROMISES.register("finite")
 def _finite(upstream: Upstream) -> Seen:
-    layers = _run(upstream, _waves(*LENGTHS)).layers
-    bad = int((~torch.isfinite(layers)).sum())
-    return bad == 0, f"{bad} of {layers.numel()} values are NaN or infinite"
+    return _all_finite(_run(upstream).layers)
 
 
 @PROMISES.register("silence")
 def _silence(upstream: Upstream) -> Seen:
-    layers = _run(upstream, [torch.zeros(SAMPLE_RATE), *_waves(SAMPLE_RATE)]).layers
-    bad = int((~torch.isfinite(layers)).sum())
-    return bad == 0, f"{bad} NaN or infinite values in a second of zeros"
+    return _all_finite(_run(upstream, [torch.zeros(SAMPLE_RATE), *_waves(SAMPLE_RATE)]).layers)
 
 
 @PROMISES.register("very short input")
 def _short(upstream: Upstream) -> Seen:
     layers, lens = _run(upstream, _waves(10))
-    finite = bool(torch.isfinite(layers).all())
+    finite, evidence = _all_finite(layers)
     kept = finite and 1 <= int(lens[0]) <= layers.shape[2]
-    return kept, f"{int(lens[0])} frame(s) from 10 samples, {'' if finite else 'not '}finite"
+    return kept, f"{int(lens[0])} frame(s) from 10 samples; {evidence}"
 
 
 @PROMISES.register("determinism")
 def _determinism(upstream: Upstream) -> Seen:
-    first, second = (_run(upstream, _waves(*LENGTHS)).layers for _ in range(2))
+    first, second = _run(upstream).layers, _run(upstream).layers
     gap = float((first - second).abs().max())
     return gap == 0, f"two runs differ by {gap:.1e}"
 
@@ -165,10 +167,9 @@ def _untouched(upstream: Upstream) -> Seen:
 def _no_gradient(upstream: Upstream) -> Seen:
     with torch.no_grad():
         layers = upstream(*_batch(upstream, _waves(LENGTHS[0]))).layers
-    held = [name for name, value in upstream.named_parameters() if value.grad is not None]
+    held = sum(value.grad is not None for value in upstream.parameters())
     evidence = f"output {'keeps' if layers.requires_grad else 'without'} a graph under no_grad"
-    kept = not layers.requires_grad and not held
-    return kept, f"{evidence}, {len(held)} parameters hold gradients"
+    return not layers.requires_grad and not held, f"{evidence}, {held} parameters hold gradients"
 
 
 @PROMISES.register("fingerprint")

@@ -21,7 +21,6 @@ class Fbank(Upstream):
 
     As s3prl/upstream/baseline (fbank.yaml, extracter.py), each utterance on its own, no partial
     windows. An utterance shorter than one window counts as zero-padded to one.
-
     `cmvn`: per-utterance mean and (unbiased) deviation are removed. The mean over time is then
     exactly zero, so a task whose head averages over time (SID, ER, KS, IC) learns nothing from it;
     SUPERB's leaderboard scores those with `fbank_no_cmvn`.

@@ -78,7 +78,7 @@ def call(spec: str, **options: Any) -> tuple[Loader, dict[str, Any]]:
     """The loader that `spec` names and its arguments, typed as it wants them. UserError."""
     name, texts = parse(spec)
     loader, fixed = _loader(name)
-    return loader, {**fixed, **_options(name, loader, fixed, texts, options)}
+    return loader, fixed | schema.bind(loader, {**texts, **options}, name, fixed, _typed)
 
 
 def require(spec: str) -> None:
@@ -157,15 +157,8 @@ def _loader(name: str) -> tuple[Loader, dict[str, Any]]:
     return UPSTREAMS[name], {}  # raises, with the near match
 
 
-def _options(
-    name: str, loader: Loader, fixed: dict[str, Any], texts: dict[str, str], typed: dict[str, Any]
-) -> dict[str, Any]:
-    """The options for `loader`: its signature says which there are and of what type."""
-
-    def read(value: Any, hint: Any, where: str) -> Any:
-        return schema.parse(value, hint, where) if isinstance(value, str) else value
-
-    return schema.bind(loader, {**texts, **typed}, name, fixed, read)
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    return schema.parse(value, hint, where) if isinstance(value, str) else value
 
 
 def _existing(path: Path) -> Path:
@@ -174,7 +167,7 @@ def _existing(path: Path) -> Path:
         return path
     parent = next(folder for folder in path.parents if folder.exists())
     missing = path.relative_to(parent).parts[0]
-    names = [item.name for item in parent.iterdir()] if parent.is_dir() else []
+    names = os.listdir(parent) if parent.is_dir() else []
     close = difflib.get_close_matches(missing, names, n=1)
     hint = f"; did you mean {parent / close[0]}?" if close else ""
     raise UserError(f"{path}: {missing} is not in {parent.resolve()}{hint}")
@@ -189,19 +182,17 @@ def _encoder(
     family: str | None = None,
 ) -> Any:  # an Upstream: hints are read, and must not need torch
     """An encoder from a checkpoint here, or from the hub (downloaded once, then cached)."""
-    published = source if isinstance(source, Published) else None
-    if published and normalize is None:
-        normalize = published.normalize
-    path = source if isinstance(source, Path) else _download(source.repository)
     from upstream.encoder import encoder as encoders
 
-    encoder = encoders.load(
-        path, normalize=normalize, padding=padding, precision=precision, family=family
-    )
-    if published:
-        encoder.source = published.repository
-        if published.about:
-            encoder.licence = LICENCES[published.repository.split("/")[0]]
+    options: Any = {"padding": padding, "precision": precision, "family": family}
+    if isinstance(source, Path):
+        return encoders.load(source, normalize=normalize, **options)
+    repository, published, about = source
+    normalize = published if normalize is None else normalize
+    encoder = encoders.load(_download(repository), normalize=normalize, **options)
+    encoder.source = repository
+    if about:
+        encoder.licence = LICENCES[repository.split("/")[0]]
     return encoder
 
 
@@ -213,8 +204,9 @@ def _download(repo: str) -> Path:
 
     try:
         folder = Path(snapshot_download(repo, allow_patterns=["*.json", "model*.safetensors"]))
-        if not list(folder.glob("model*.safetensors")):
-            folder = Path(snapshot_download(repo, allow_patterns=["pytorch_model*.bin"]))
+        if not any(folder.glob("model*.safetensors")):
+            snapshot_download(repo, allow_patterns=["pytorch_model*.bin"])
+        return folder
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise UserError(f"hf:{repo}: neither a folder here nor a model on the hub") from error
     except Exception as error:  # no network, proxy, time-out, disk: each client has its own
@@ -222,7 +214,6 @@ def _download(repo: str) -> Path:
             f"hf:{repo}: the Hugging Face hub cannot be reached ({type(error).__name__}) and the "
             f"model is not in its cache; give a local copy instead: --upstream hf:FOLDER"
         ) from error
-    return folder
 
 
 def _demo(
@@ -231,10 +222,7 @@ def _demo(
     padding: Padding = "exact",
     precision: Precision = "float32",
 ) -> Any:
-    """The small HuBERT that ships with this project; $HUBERT_DEMO may name another folder.
-
-    `benchmark.py --from-scratch` sets it to the encoder that it pre-trains anew.
-    """
+    """The small HuBERT that ships with this project, or that of $HUBERT_DEMO (--from-scratch)."""
     folder = Path(os.environ.get("HUBERT_DEMO", PROJECT / "recipes" / "demo" / "hubert_demo"))
     if not folder.exists():
         raise UserError(f"hubert_demo: {folder} is not there; take it from a fresh clone")

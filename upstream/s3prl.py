@@ -44,22 +44,23 @@ def load(name: str, *, ckpt: Path | None = None, trust: bool = False) -> Any:  #
     an unknown name, for one that cannot be imported, downloaded or run, and for a checkpoint that
     is dangerous or not that model's.
     """
-    package = package_of(name)
+    package, spec = package_of(name), f"s3prl:{name}:ckpt={ckpt}"
     if ckpt is not None:
         disk.require_file(ckpt)
-    if ckpt is None or trust:
-        return _wrapped(package, name, ckpt)
-    if package in READ_HERE:
-        return _read_here(package, name, ckpt)
+    if ckpt is not None and package in READ_HERE and not trust:
+        return _read_here(package, spec, ckpt)
     from upstream.checkpoints import tensor_files as files
+    from upstream.s3prl_expert import wrapped
 
+    if ckpt is None or trust:
+        return wrapped(package, name, ckpt)
     content, _ = files.load(ckpt)
-    _require_inert(content, f"s3prl:{name}:ckpt={ckpt}")
+    _require_inert(content, spec)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "checkpoint.pt")
         files.save_torch(content, copy)
-        upstream = _wrapped(package, name, copy)
-    _require_loaded(upstream.expert, content, f"s3prl:{name}:ckpt={ckpt}")
+        upstream = wrapped(package, name, copy)
+    _require_loaded(upstream.expert, content, spec)
     return upstream
 
 
@@ -85,29 +86,15 @@ def _packages() -> dict[str, str]:
     return packages
 
 
-def _wrapped(package: str, name: str, ckpt: Path | None) -> Any:
-    from upstream.s3prl_expert import S3PRL, expert, line
-
-    try:
-        return S3PRL(expert(package, name, ckpt), name)
-    except UserError:
-        raise
-    except Exception as error:  # someone else's code; a download that fails offline ends here too
-        way = "" if ckpt else f"; if it needs weights, give them: s3prl:{name}:ckpt=FILE"
-        raise UserError(f"s3prl:{name} does not load here ({line(error)}){way}") from error
-
-
-def _read_here(package: str, name: str, ckpt: Path) -> Any:
+def _read_here(package: str, spec: str, ckpt: Path) -> Any:
     """The same model by our own reader and forward, padding as in s3prl."""
     from upstream.encoder import encoder as encoders
 
     try:
         return encoders.load(ckpt, padding="s3prl", family=READ_HERE[package])
     except UserError as error:
-        raise UserError(
-            f"{error} (a checkpoint that you trust with your account's rights goes to s3prl's own "
-            f"code with s3prl:{name}:ckpt={ckpt}:trust=true)"
-        ) from error
+        way = f"s3prl's own code reads a file that you trust with your rights: {spec}:trust=true"
+        raise UserError(f"{error} ({way})") from error
 
 
 def _require_inert(content: Any, spec: str) -> None:
@@ -122,9 +109,9 @@ def _require_inert(content: Any, spec: str) -> None:
         text = leaf.decode("latin-1") if isinstance(leaf, bytes) else leaf
         if not isinstance(text, str) or not ACTIVE.search(text):
             continue
-        if not (_parses(text) or _parses(f"module.{text}")):
-            continue
         try:
+            if not (_parses(text) or _parses(f"module.{text}")):
+                continue
             literal(text)
         except Exception as error:  # each kind of nonsense has its own
             raise UserError(
@@ -157,7 +144,7 @@ def _parses(text: str) -> bool:
     except (SyntaxError, ValueError):
         return False
     except (MemoryError, RecursionError):
-        return True
+        pass
     return True
 
 

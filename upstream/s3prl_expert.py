@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,9 @@ class S3PRL(Upstream):
         self.expert = expert.eval()
         self.name = name
         self.source = f"s3prl {version('s3prl')}: {name}"
-        try:
-            self.stride = int(self.expert.get_downsample_rates("hidden_states"))  # type: ignore[operator]
-            with torch.no_grad():
-                states = self._states([torch.zeros(SAMPLE_RATE)])
-        except Exception as error:  # someone else's code: whatever it raises, it cannot be used
-            raise UserError(f"s3prl:{name} does not run here ({line(error)})") from error
+        self.stride = int(self.expert.get_downsample_rates("hidden_states"))  # type: ignore[operator]
+        with torch.no_grad():
+            states = self._states([torch.zeros(SAMPLE_RATE)])
         self.num_layers, self.dim = len(states), states[0].shape[-1]
 
     def identity(self) -> dict[str, Any]:
@@ -54,17 +51,18 @@ class S3PRL(Upstream):
         return states
 
 
-def expert(package: str, name: str, ckpt: Path | None) -> nn.Module:
-    """s3prl's module for a name of its hub, or that of the name's package with these weights."""
-    if ckpt is None:
-        hub = importlib.import_module(f"s3prl.upstream.{package}.hubconf")
-        return cast(nn.Module, getattr(hub, name)())
-    # not the hub's entry: for most names it drops a given checkpoint without a word
-    module = importlib.import_module(f"s3prl.upstream.{package}.expert")
-    return cast(nn.Module, module.UpstreamExpert(str(ckpt)))
-
-
-def line(error: BaseException) -> str:
-    """An exception of someone else's code in one line."""
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text[:160]}"
+def wrapped(package: str, name: str, ckpt: Path | None) -> S3PRL:
+    """The upstream of a name of s3prl's hub, or of its package with these weights. UserError."""
+    try:
+        if ckpt is None:
+            hub = importlib.import_module(f"s3prl.upstream.{package}.hubconf")
+            return S3PRL(getattr(hub, name)(), name)
+        # not the hub's entry: for most names it drops a given checkpoint without a word
+        module = importlib.import_module(f"s3prl.upstream.{package}.expert")
+        return S3PRL(module.UpstreamExpert(str(ckpt)), name)
+    except UserError:
+        raise
+    except Exception as error:  # someone else's code; a download that fails offline ends here too
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        way = "" if ckpt else f"; if it needs weights, give them: s3prl:{name}:ckpt=FILE"
+        raise UserError(f"s3prl:{name} does not run here ({reason}){way}") from error

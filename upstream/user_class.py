@@ -61,17 +61,13 @@ def loader_of(path: Path, name: str) -> Callable[..., Upstream]:
 
 def _evidence(built: Upstream, module: ModuleType) -> dict[str, Any]:
     """What the output rests on besides options and weights, as JSON can hold it."""
-    size = _probe(built)  # first: it may import modules and load files
+    output = _probe(built)  # first: it may import modules and load files
     path = Path(str(module.__file__))
-    modules = [module, *user_code.imported(path)]
     weights = {id(tensor) for tensor in built.state_dict(keep_vars=True).values()}
-    held = [t for part in (*built.modules(), *modules) for t in _tensors(vars(part))]
+    parts = [*built.modules(), module, *user_code.imported(path)]
+    held = [tensor for part in parts for tensor in _tensors(vars(part))]
     digests = {_digest(tensor) for tensor in held if id(tensor) not in weights}
-    return {
-        "files": user_code.digest(path),
-        "tensors": sorted(digests),
-        "output": size,
-    }
+    return {"files": user_code.digest(path), "tensors": sorted(digests), "output": output}
 
 
 def _probe(built: Upstream) -> list[str]:
@@ -99,15 +95,12 @@ def _tensors(value: Any) -> Iterator[Tensor | np.ndarray[Any, Any]]:
     """Tensors and arrays in nested containers."""
     if isinstance(value, (Tensor, np.ndarray)):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
 
 
-def _digest(tensor: Tensor | np.ndarray[Any, Any]) -> str:
-    array = tensor.detach().cpu().contiguous() if isinstance(tensor, Tensor) else tensor
-    content = array.reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array
-    return hashlib.sha256(content.tobytes()).hexdigest()
+def _digest(array: Tensor | np.ndarray[Any, Any]) -> str:
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(array.tobytes()).hexdigest()

@@ -23,7 +23,6 @@ from upstream.common.errors import UserError
 
 WEIGHTS = "model.safetensors"
 WEIGHT_FILES = (WEIGHTS, "pytorch_model.bin")  # of an HF folder, the first that is there
-INDEX = ".index.json"  # after one of these names: the weights are in shards
 
 
 class Container(NamedTuple):
@@ -50,8 +49,6 @@ def open_container(path: str | Path) -> Container:
     """
     path = Path(path)
     tensors: State = {}
-    settings: dict[str, Any] = {}
-    clue = ""
     for file in weight_files(path) if path.is_dir() else [path]:
         content, _ = files.load(file)
         with files.guarded(file, "its entries are not what their names say"):
@@ -77,13 +74,13 @@ def write(source: str | Path, state: Mapping[str, Tensor], output: str | Path) -
     source, output = Path(source), Path(output)
     changed = _changed(open_container(source), state)
     if not source.is_dir():
-        return _write_file(source, changed, output)
+        _write_file(source, changed, output)
+        return
     for file in sorted(source.iterdir()):
         if file.suffix in (".json", ".txt") and file.is_file():
             disk.write(output / file.name, disk.read(file))
     for file in weight_files(source):
         _write_file(file, changed, output / file.name)
-    return None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -91,15 +88,16 @@ def weight_files(folder: Path) -> list[Path]:
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return [folder / name]
-        index = folder / f"{name}{INDEX}"
+        index = folder / f"{name}.index.json"  # the weights are in shards
         if index.is_file():
-            shards = sorted({str(shard) for shard in _table(index, "weight_map").values()})
-            for shard in shards:
-                if "/" in shard or not (folder / shard).is_file():
-                    raise UserError(
-                        f"{index}: names {shard!r:.80}, which is not there; copy it again"
-                    )
-            return [folder / shard for shard in shards]
+            places = plain(read_json(index).get("weight_map")).values()
+            shards = sorted({str(name) for name in places})
+            if not shards:
+                raise UserError(f"{index}: has no weight_map")
+            for name in shards:
+                if "/" in name or not (folder / name).is_file():
+                    raise UserError(f"{index}: names {name!r:.80}, which is not there; copy it")
+            return [folder / name for name in shards]
     if shards := sorted(path.name for path in folder.glob("*-of-*")):
         raise UserError(f"{folder}: {shards[0]} is a shard, and there is no index; copy that too")
     raise UserError(f"{folder}: no {' or '.join(WEIGHT_FILES)} beside a config.json in it")
@@ -111,13 +109,6 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not there; a model folder holds config.json and weights")
     with files.guarded(path, "not JSON, or not an object"):
         return dict(json.loads(path.read_bytes()).items())
-
-
-def _table(path: Path, key: str) -> dict[str, Any]:
-    table = read_json(path).get(key)
-    if not isinstance(table, dict) or not table:
-        raise UserError(f"{path}: has no {key}")
-    return table
 
 
 def plain(value: Any) -> dict[str, Any]:
@@ -159,9 +150,8 @@ def _require_plain(name: Any, tensor: Tensor, path: Path) -> None:
     """Raises UserError for what no encoder's tensor is, before anything is computed with it."""
     if not isinstance(name, str) or not name.isprintable() or len(name) > 500:
         raise UserError(f"{path}: {str(name)[:40]!r} is no name of a tensor")
-    plain = tensor.dtype in files.DTYPES and tensor.layout == torch.strided
-    size = tensor.numel() * tensor.element_size()
-    if not plain or size > tensor.untyped_storage().nbytes():
+    strided = tensor.dtype in files.DTYPES and tensor.layout == torch.strided
+    if not strided or tensor.nbytes > tensor.untyped_storage().nbytes():
         raise UserError(f"{path}: {name} is not a plain tensor that the file holds in full")
 
 
@@ -180,27 +170,22 @@ def _changed(container: Container, state: Mapping[str, Tensor]) -> State:
     changed: State = {}
     for stored, names in parts.items():
         if state.keys() & names:
-            new_parts = [state[n] if n in state else slots[n].take(tensors) for n in names]
-            whole = new_parts[0] if len(names) == 1 else torch.cat([t.cpu() for t in new_parts])
-            changed[stored] = _fitting(whole.detach().cpu(), tensors[stored].dtype)
+            thirds = [state.get(name, slots[name].take(tensors)).detach().cpu() for name in names]
+            whole = thirds[0] if len(thirds) == 1 else torch.cat(thirds)
+            cast = whole.to(tensors[stored].dtype)
+            exact = cast is whole or torch.equal(cast.to(whole.dtype), whole)
+            changed[stored] = cast if exact else whole.float()
     return changed
-
-
-def _fitting(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` as `dtype` if no value changes, else in float32."""
-    cast = tensor.to(dtype)
-    return cast if cast is tensor or torch.equal(cast.to(tensor.dtype), tensor) else tensor.float()
 
 
 def _write_file(source: Path, changed: State, output: Path) -> None:
     content, metadata = files.load(source)
-    if source.suffix == ".safetensors":
-        new = {name: changed.get(name, tensor) for name, tensor in content.items()}
-        return files.save_tensors(new, output, metadata)
     weights = _find(content, source)[0]
-    for name in [name for name in weights if name in changed]:
+    for name in weights.keys() & changed.keys():
         tensor, old = changed[name], weights[name]
         if isinstance(old, torch.nn.Parameter):
             tensor = torch.nn.Parameter(tensor, requires_grad=old.requires_grad)
         weights[name] = tensor
+    if source.suffix == ".safetensors":
+        return files.save_tensors(weights, output, metadata)
     return files.save_torch(content, output)

@@ -18,8 +18,6 @@ from upstream.checkpoints.tensor_files import guarded
 from upstream.checkpoints.tensor_names import KERNEL, State, layer_normed, without_pretraining
 from upstream.common.errors import UserError
 
-__all__ = ["Checkpoint", "State", "compare", "read"]
-
 
 class Checkpoint(NamedTuple):
     """An encoder's weights under transformers' names, and what is needed to run them.
@@ -81,10 +79,9 @@ def _require_encoder(state: State, source: str) -> None:
             f"{source}: an encoder of filter banks (DeCoAR 2.0): merge it as a file, and run it "
             f"as s3prl:decoar2_local:ckpt={source}"
         )
-    known = ", ".join(name[:60] for name in list(state)[:3])
-    raise UserError(
-        f"{source}: not a HuBERT, WavLM, wav2vec 2.0 or data2vec encoder; it holds {known} ..."
-    )
+    names = ", ".join(name[:60] for name in list(state)[:3])
+    known = "HuBERT, WavLM, wav2vec 2.0 or data2vec"
+    raise UserError(f"{source}: not a {known} encoder; it holds {names} ...")
 
 
 def _with_config(folder: Path, state: State) -> Checkpoint:
@@ -101,33 +98,30 @@ def _with_config(folder: Path, state: State) -> Checkpoint:
 def _require_sizes(config: dict[str, Any], state: State, family: str, source: str) -> None:
     """Raises UserError, before anybody builds such a model, for sizes that no tensor has."""
     sizes = {size for tensor in state.values() for size in tensor.shape}
-    stacked = family == "data2vec-audio"  # its positional convolutions: so many, of this kernel
-    kernel = "conv_pos_kernel_size" if stacked else "num_conv_pos_embeddings"
+    counts, kernel = ["num_hidden_layers"], "num_conv_pos_embeddings"
+    if family == "data2vec-audio":  # its positional convolutions: so many, of this kernel
+        counts, kernel = [*counts, kernel], "conv_pos_kernel_size"
     for key in ("hidden_size", "intermediate_size", "conv_dim", "conv_kernel", kernel):
         asked = config.get(key)
         for size in asked if isinstance(asked, list) else [asked]:
             if isinstance(size, int) and size not in sizes:
                 raise UserError(f"{source}: no tensor has the {key} of config.json ({size!r:.20})")
-    for key in ("num_hidden_layers", *(["num_conv_pos_embeddings"] if stacked else [])):
+    for key in counts:
         if isinstance(config.get(key), int) and config[key] > len(state):
             raise UserError(f"{source}: {key} in config.json is more than its weights hold")
-    for key in ("conv_dim", "conv_kernel", "conv_stride"):
-        if not isinstance(config.get(key, []), list):
-            raise UserError(f"{source}: {key} in config.json is no list")
 
 
-def compare(expected: Mapping[str, tuple[int, ...]], weights: Checkpoint) -> None:
-    """Raises UserError with the first differences between `weights` and the `expected` shapes."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.state.items()}
-    others = [
-        f"{name} is {shapes[name]} instead of {expected[name]}"
-        for name in expected
-        if name in shapes and shapes[name] != expected[name]
-    ]
+def compare(expected: Mapping[str, Tensor], weights: Checkpoint) -> None:
+    """Raises UserError with the first differences of `weights` from the shapes `expected`."""
+    due, shapes = (
+        {name: tuple(tensor.shape) for name, tensor in state.items()}
+        for state in (expected, weights.state)
+    )
+    both = [name for name in due if name in shapes and shapes[name] != due[name]]
     faults = {
-        "missing": [name for name in expected if name not in shapes],
-        "unexpected": [name for name in shapes if name not in expected],
-        "of another shape": others,
+        "missing": [name for name in due if name not in shapes],
+        "unexpected": [name for name in shapes if name not in due],
+        "of another shape": [f"{name} is {shapes[name]} instead of {due[name]}" for name in both],
     }
     listed = [
         f"{len(names)} tensors {kind} ({'; '.join(names[:2])}{' ...' if len(names) > 2 else ''})"
@@ -153,13 +147,9 @@ def _config(
         raise UserError(f"{source}: not a {family} encoder: no tensor {error.args[0]}") from error
     width, depth = sizes["hidden_size"], len(sizes["conv_dim"])
     if not settings and width not in PUBLISHED:
-        raise UserError(
-            f"{source}: holds no architecture; save the encoder as an HF folder instead"
-        )
-    if settings.get("activation_fn", "gelu") != "gelu":
-        raise UserError(
-            f"{source}: activation {settings['activation_fn']!r:.40} is not supported (gelu)"
-        )
+        raise UserError(f"{source}: holds no architecture; save the encoder as an HF folder")
+    if (activation := settings.get("activation_fn", "gelu")) != "gelu":
+        raise UserError(f"{source}: activation {activation!r:.40} is not supported (gelu)")
     strides = list(STRIDES[:depth])
     if "conv_feature_layers" in settings:
         strides = [row[2] for row in _conv_layers(settings["conv_feature_layers"], source)]
@@ -197,14 +187,12 @@ def _sizes(family: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
         "intermediate_size": len(state[f"{LAYER.format(0)}feed_forward.intermediate_dense.bias"]),
         "num_hidden_layers": _count(state, LAYER + "final_layer_norm.weight"),
     }
+    kernel = state[STACK.format(0) if family == "data2vec-audio" else f"{KERNEL}1"]
+    sizes["num_conv_pos_embeddings"] = kernel.shape[2]
+    sizes["num_conv_pos_embedding_groups"] = width // kernel.shape[1]
     if family == "data2vec-audio":
-        kernel = state[STACK.format(0)]
         sizes["num_conv_pos_embeddings"] = _count(state, STACK)
         sizes["conv_pos_kernel_size"] = kernel.shape[2]
-    else:
-        kernel = state[f"{KERNEL}1"]
-        sizes["num_conv_pos_embeddings"] = kernel.shape[2]
-    sizes["num_conv_pos_embedding_groups"] = width // kernel.shape[1]
     if family == "wavlm":
         table = state[f"{LAYER.format(0)}attention.rel_attn_embed.weight"]
         sizes["num_buckets"], sizes["num_attention_heads"] = table.shape

@@ -31,6 +31,7 @@ DICTIONARY = "fairseq.data.dictionary.Dictionary"  # HuBERT files carry some alo
 PICKLE_BYTES = 8 << 20  # the pickle of a model of 2 B parameters with its optimizer has under 1 MB
 PICKLE_STEPS = 1_000_000  # that model takes 100,000; reading a million takes seconds
 EXPANDED = 5_000_000  # items that a file's entries may have when every reference is followed
+ENDLESS = "refused: its entries repeat each other without end"
 # What a pickle may name. None of it runs code or makes memory that the file does not hold.
 ALLOWED = re.compile(
     r"collections\.OrderedDict|argparse\.Namespace|(__builtin__|builtins)\.set"
@@ -64,11 +65,9 @@ def guarded(
         yield
     except UserError:
         raise
-    except OSError as error:
-        if error.strerror:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        raise UserError(f"{path}: {reason}") from error
     except Exception as error:  # a damaged file fails in any way; all mean the same to the user
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"cannot be read ({error.strerror})"
         raise UserError(f"{path}: {reason}") from error
 
 
@@ -94,7 +93,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raise UserError(f"{path}: not a checkpoint: holds a {type(content).__name__}")
         storages: dict[int, int] = {}
         if _items(content, {}, storages, path) > EXPANDED:
-            raise UserError(f"{path}: refused: its entries repeat each other without end")
+            raise UserError(f"{path}: {ENDLESS}")
         if sum(storages.values()) > path.stat().st_size:
             raise UserError(f"{path}: refused: asks for more memory than the file has bytes")
         return content, {}
@@ -111,9 +110,8 @@ def _inspect(path: Path) -> bool:
             return False
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            names = [member.filename for member in members]
             pickles = [member for member in members if member.filename.endswith("/data.pkl")]
-            sound = len(set(names)) == len(names) and len(pickles) == 1
+            sound = len(set(archive.namelist())) == len(members) and len(pickles) == 1
             if not sound or any(m.compress_type != zipfile.ZIP_STORED for m in members):
                 raise UserError(f"{path}: not a checkpoint: a zip file that torch did not write")
             if pickles[0].file_size > PICKLE_BYTES:
@@ -138,7 +136,7 @@ def _scan(stream: io.BytesIO, path: Path) -> None:
         if code.name == "STACK_GLOBAL":
             raise UserError(_way_out(path, ".".join(texts)))
         if sizes.follow(code, argument) > EXPANDED:
-            raise UserError(f"{path}: refused: its entries repeat each other without end")
+            raise UserError(f"{path}: {ENDLESS}")
     if protocol != 2:
         raise UserError(f"{path}: not a checkpoint: torch writes no pickle of protocol {protocol}")
 
@@ -177,21 +175,17 @@ def _items(value: Any, sizes: dict[int, int], storages: dict[int, int], path: Pa
         storage = value.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         return 1
-    children: list[Any] = []
     if isinstance(value, (str, bytes)):
         return 1 + len(value) // 16
-    if isinstance(value, dict):
-        children = [*dict.keys(value), *dict.values(value)]
-        if getattr(value, "__dict__", {}).keys() - {"_metadata"}:
-            raise UserError(f"{path}: refused: a dictionary with attributes of its own")
-    elif isinstance(value, (list, tuple, set)):
-        children = list(value)
-    elif isinstance(value, (argparse.Namespace, Inert)):
-        children = list(vars(value).values())
-    if not children:
+    if isinstance(value, dict) and getattr(value, "__dict__", {}).keys() - {"_metadata"}:
+        raise UserError(f"{path}: refused: a dictionary with attributes of its own")
+    if isinstance(value, (argparse.Namespace, Inert)):
+        value = vars(value)
+    if not isinstance(value, (dict, list, tuple, set)):
         return 1
     if id(value) not in sizes:
         sizes[id(value)] = EXPANDED  # met again below itself: a cycle
+        children = [*value, *(dict.values(value) if isinstance(value, dict) else ())]
         sizes[id(value)] = 1 + sum(_items(child, sizes, storages, path) for child in children)
     return sizes[id(value)]
 
@@ -214,11 +208,9 @@ class _Pickler(_PythonPickler):
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if obj is not Inert:
-            super().save_global(obj, name)
-            return
-        module, _, kind = DICTIONARY.rpartition(".")
-        self.write(pickle.GLOBAL + f"{module}\n{kind}\n".encode())
-        self.memoize(obj)
+            return super().save_global(obj, name)
+        self.write(pickle.GLOBAL + "\n".join([*DICTIONARY.rsplit(".", 1), ""]).encode())
+        return self.memoize(obj)
 
 
 def save_torch(content: dict[str, Any], path: Path) -> None:
@@ -247,9 +239,8 @@ def save_tensors(
     kinds = {name: (dtype or tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name, (kind, shape) in sorted(
-        kinds.items(), key=lambda item: (-item[1][0].itemsize, item[0])
-    ):
+    for name in sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name)):
+        kind, shape = kinds[name]
         if kind not in DTYPES:
             raise UserError(f"{path}: {name} is {kind}: not a type of safetensors here")
         start, end = end, end + shape.numel() * kind.itemsize

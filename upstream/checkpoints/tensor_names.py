@@ -16,14 +16,10 @@ State = dict[str, Tensor]
 # line that fits counts, in either direction. Both norms of the CNN share one name in transformers:
 # that of Base (a GroupNorm in the first layer) and that of Large (a LayerNorm in each).
 KERNEL = "encoder.pos_conv_embed.conv.parametrizations.weight.original"
-GROUP_NORM, LAYER_NORM = (
-    "feature_extractor.conv_layers.#.2.*",
-    "feature_extractor.conv_layers.#.2.1.*",
-)
 TABLE = f"""
-feature_extractor.conv_layers.#.0.*  feature_extractor.conv_layers.#.conv.*
-{LAYER_NORM}                         feature_extractor.conv_layers.#.layer_norm.*
-{GROUP_NORM}                         feature_extractor.conv_layers.#.layer_norm.*
+feature_extractor.conv_layers.#.0.*    feature_extractor.conv_layers.#.conv.*
+feature_extractor.conv_layers.#.2.1.*  feature_extractor.conv_layers.#.layer_norm.*
+feature_extractor.conv_layers.#.2.*    feature_extractor.conv_layers.#.layer_norm.*
 layer_norm.*                         feature_projection.layer_norm.*
 post_extract_proj.*                  feature_projection.projection.*
 mask_emb                             masked_spec_embed
@@ -39,10 +35,16 @@ encoder.layers.#.self_attn_layer_norm.*     encoder.layers.#.layer_norm.*
 encoder.layers.#.fc1.*                      encoder.layers.#.feed_forward.intermediate_dense.*
 encoder.layers.#.fc2.*                      encoder.layers.#.feed_forward.output_dense.*
 """
-OLD_TABLE = f"""
+# Of transformers before torch's parametrizations, and of torchaudio, which nests its modules more.
+OTHERS = f"""
 encoder.pos_conv_embed.conv.weight_g  {KERNEL}0
 encoder.pos_conv_embed.conv.weight_v  {KERNEL}1
-"""  # of transformers before torch's parametrizations
+encoder.transformer.pos_conv_embed.conv.weight_g  {KERNEL}0
+encoder.transformer.pos_conv_embed.conv.weight_v  {KERNEL}1
+encoder.transformer.layers.#.attention.attention.*  encoder.layers.#.attention.*
+encoder.transformer.*        encoder.*
+encoder.feature_projection.* feature_projection.*
+"""
 # Used in pre-training only, absent from an encoder. (So is all outside the encoder's own prefix:
 # `lm_head` beside `hubert.*`, `w2v_encoder.proj` beside `w2v_encoder.w2v_model.*`.) `aux` is
 # torchaudio's CTC head.
@@ -113,13 +115,12 @@ def slots(stored: Iterable[str], source: str) -> dict[str, Slot]:
     stored = list(stored)
     prefix = _prefix(stored, source)
     places: dict[str, Slot] = {}
-    for name in stored:
-        if name.startswith(prefix):
-            for canonical, slot in _slots_of(name, prefix):
-                if canonical in places:
-                    both = f"{name} and {places[canonical].name}"
-                    raise UserError(f"{source}: {both} are both {canonical}")
-                places[canonical] = slot
+    for name in (name for name in stored if name.startswith(prefix)):
+        for canonical, slot in _slots_of(name, prefix):
+            if canonical in places:
+                both = f"{name} and {places[canonical].name}"
+                raise UserError(f"{source}: {both} are both {canonical}")
+            places[canonical] = slot
     return places
 
 
@@ -137,24 +138,15 @@ def _prefix(stored: list[str], source: str) -> str:
 
 
 def _slots_of(stored: str, prefix: str) -> list[tuple[str, Slot]]:
-    """The canonical tensors in a stored one: three where query, key and value are fused.
-
-    (torch's MultiheadAttention stacks them, which torchaudio's WavLM uses.)
-    """
-    canonical = _TO_HF(_from_torchaudio(stored.removeprefix(prefix)))
+    """The canonical tensors in a stored one: three where query, key and value are fused."""
+    canonical = _TO_HF(stored.removeprefix(prefix))
+    # torch's MultiheadAttention stacks them, which torchaudio's WavLM uses
     fused = re.fullmatch(r"(encoder\.layers\.\d+\.attention\.)in_proj_(weight|bias)", canonical)
     if not fused:
         return [(canonical, Slot(stored))]
     return [
         (f"{fused[1]}{k}_proj.{fused[2]}", Slot(stored, third)) for third, k in enumerate("qkv")
     ]
-
-
-def _from_torchaudio(name: str) -> str:
-    """torchaudio nests transformers' modules once more."""
-    name = re.sub(r"^encoder\.(feature_projection\.)", r"\1", name)
-    name = re.sub(r"^encoder\.transformer\.", "encoder.", name)
-    return re.sub(r"^(encoder\.layers\.\d+\.attention\.)attention\.", r"\1", name)
 
 
 def without_pretraining(state: Mapping[str, Tensor]) -> State:
@@ -167,34 +159,30 @@ def layer_normed(state: Mapping[str, Tensor]) -> bool:
     return "feature_extractor.conv_layers.1.layer_norm.weight" in state
 
 
-def _rows(table: str) -> list[tuple[str, str]]:
-    return [(old, new) for old, new in map(str.split, table.strip().splitlines())]
-
-
-def _renamer(rows: list[tuple[str, str]]) -> Callable[[str], str]:
-    """Names by the first row that fits; others stay as they are."""
-
-    def pattern(template: str) -> re.Pattern[str]:
-        return re.compile(re.escape(template).replace(r"\#", r"(\d+)").replace(r"\*", "(.+)"))
-
-    patterns = [(pattern(old), re.sub(r"[#*]", "{}", new)) for old, new in rows]
+def _renamer(rows: Iterable[Iterable[str]]) -> Callable[[str], str]:
+    """Names by the first row (from, to) that fits; others stay as they are."""
+    patterns = [
+        (re.escape(old).replace(r"\#", r"(\d+)").replace(r"\*", "(.+)"), re.sub("[#*]", "{}", new))
+        for old, new in rows
+    ]
 
     def rename(name: str) -> str:
         for old, new in patterns:
-            if match := old.fullmatch(name):
+            if match := re.fullmatch(old, name):
                 return new.format(*match.groups())
         return name
 
     return rename
 
 
-_TO_HF = _renamer(_rows(OLD_TABLE.rstrip() + TABLE))
-_FROM_HF = {
-    layered: _renamer([(new, old) for old, new in _rows(TABLE) if old != unused])
-    for layered, unused in ((True, GROUP_NORM), (False, LAYER_NORM))
-}
+_ROWS = [row.split() for row in TABLE.strip().splitlines()]
+_TO_HF = _renamer([*_ROWS, *(row.split() for row in OTHERS.strip().splitlines())])
+_LAYERED, _GROUPED = (  # the other norm of the CNN left out
+    _renamer((new, old) for old, new in _ROWS if not old.endswith(unused))
+    for unused in ("#.2.*", "#.2.1.*")
+)
 
 
 def to_fairseq(name: str, layered: bool) -> str:
     """fairseq's name of a canonical one; `layered`: the CNN has LayerNorms (Large, data2vec)."""
-    return _FROM_HF[layered](name)
+    return (_LAYERED if layered else _GROUPED)(name)

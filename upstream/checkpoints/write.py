@@ -18,12 +18,12 @@ from upstream.base import SAMPLE_RATE
 from upstream.checkpoints import FORMATS
 from upstream.checkpoints import tensor_files as files
 from upstream.checkpoints.containers import WEIGHTS
-from upstream.checkpoints.read import Checkpoint
+from upstream.checkpoints.read import DROPOUTS, Checkpoint
 from upstream.checkpoints.tensor_names import layer_normed
 from upstream.checkpoints.tensor_names import to_fairseq as fairseq_name
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
-from upstream.encoder.config import FAMILIES
+from upstream.encoder.config import FAMILIES, Config
 
 if TYPE_CHECKING:
     from upstream.encoder.encoder import Encoder
@@ -34,14 +34,12 @@ CONVERTED = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")  # families that s
 def write(weights: Checkpoint | Encoder, form: str, output: str | Path) -> Path:
     """Write `weights` as an `hf` folder, or as a file of `s3prl` or `fairseq`. Raises UserError."""
     output = Path(output)
+    if form not in FORMATS:
+        raise UserError(f"no format {form!r}{near_miss(form, FORMATS)}")
     if form == "hf":
         to_folder(weights, output)
-    elif form == "s3prl":
-        files.save_torch(to_s3prl(weights), output)
-    elif form == "fairseq":
-        files.save_torch(to_fairseq(weights), output)
     else:
-        raise UserError(f"no format {form!r}{near_miss(form, FORMATS)}")
+        files.save_torch((to_s3prl if form == "s3prl" else to_fairseq)(weights), output)
     return output
 
 
@@ -91,16 +89,13 @@ def to_s3prl(weights: Checkpoint | Encoder) -> dict[str, Any]:
     Raises UserError if s3prl has no such architecture.
     """
     weights = _checkpoint(weights)
-    settings, weight = _settings(weights), _fairseq_state(weights)
-    task = {"normalize": weights.normalize, "sample_rate": SAMPLE_RATE}
+    settings, state = _settings(weights), _fairseq_state(weights)
     if weights.family == "wavlm":
-        return {"cfg": {**settings, "normalize": weights.normalize}, "model": weight}
-    converted: dict[str, Any] = {"task_cfg": task, "model_cfg": settings, "model_weight": weight}
-    if weights.family == "hubert":
-        converted["dictionaries_symbols"] = [None]  # "used for fine-tuning": no label embeddings
-    elif weights.family == "data2vec-audio":
-        weight["_ema"] = {}  # s3prl deletes this entry without asking whether it is there
-    return converted
+        return {"cfg": {**settings, "normalize": weights.normalize}, "model": state}
+    task = {"normalize": weights.normalize, "sample_rate": SAMPLE_RATE}
+    # HuBERT's are "used for fine-tuning": no label embeddings
+    symbols = {"dictionaries_symbols": [None]} if weights.family == "hubert" else {}
+    return {"task_cfg": task, "model_cfg": settings, "model_weight": state, **symbols}
 
 
 def to_fairseq(weights: Checkpoint | Encoder) -> dict[str, Any]:
@@ -112,22 +107,19 @@ def to_fairseq(weights: Checkpoint | Encoder) -> dict[str, Any]:
     weights = _checkpoint(weights)
     if weights.family == "wavlm":
         return to_s3prl(weights)
-    task_name = "hubert_pretraining" if weights.family == "hubert" else "audio_pretraining"
+    hubert = weights.family == "hubert"
+    task_name = "hubert_pretraining" if hubert else "audio_pretraining"
     task = {"_name": task_name, "normalize": weights.normalize, "sample_rate": SAMPLE_RATE}
-    weight = _fairseq_state(weights)
-    if weights.family == "hubert":
-        weight["label_embs_concat"] = torch.zeros(0, weights.config["hidden_size"])
-    elif weights.family == "data2vec-audio":
-        weight["_ema"] = {}
+    labels = {"label_embs_concat": torch.zeros(0, weights.config["hidden_size"])} if hubert else {}
     trained = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
     return {
         "cfg": {"_name": None, "model": _settings(weights), "task": task},
         "args": None,
-        "model": weight,
+        "model": {**_fairseq_state(weights), **labels},
         "optimizer_history": [{**trained, "num_updates": 0}],
         "extra_state": {"epoch": 1},
         "last_optimizer_state": None,
-        "task_state": {"dictionaries": []} if weights.family == "hubert" else {},
+        "task_state": {"dictionaries": []} if hubert else {},
     }
 
 
@@ -140,44 +132,37 @@ def _checkpoint(weights: Checkpoint | Encoder) -> Checkpoint:
 
 def _settings(weights: Checkpoint) -> dict[str, Any]:
     """fairseq's settings of the architecture. Raises UserError if it has no such architecture."""
-    config, layered = weights.config, layer_normed(weights.state)
-    if config["conv_dim"][-1] == config["hidden_size"]:
-        raise UserError(f"{weights.source}: s3prl has no projection for equal CNN and model widths")
     if weights.family not in CONVERTED:
         raise UserError(f"{weights.source}: s3prl has no converted form of {weights.family}")
-    depth, kernel = 1, config["num_conv_pos_embeddings"]
-    if weights.family == "data2vec-audio":
-        depth = config["num_conv_pos_embeddings"]
-        kernel = depth * config["conv_pos_kernel_size"]  # fairseq divides this by the depth
+    config = Config.read(weights.config, FAMILIES[weights.family], weights.source)
+    if config.conv_dim[-1] == config.hidden_size:
+        raise UserError(f"{weights.source}: s3prl has no projection for equal CNN and model widths")
+    depth, kernel = 1, config.num_conv_pos_embeddings
+    if weights.family == "data2vec-audio":  # fairseq divides the kernel by the depth
+        depth, kernel = kernel, kernel * config.conv_pos_kernel_size
+    convolutions = list(zip(config.conv_dim, config.conv_kernel, config.conv_stride))
     settings = {
         "_name": weights.family.replace("-", "_"),
-        "extractor_mode": "layer_norm" if layered else "default",
-        "conv_feature_layers": str(
-            list(zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"]))
-        ),
-        "conv_bias": config["conv_bias"],
-        "encoder_layers": config["num_hidden_layers"],
-        "encoder_embed_dim": config["hidden_size"],
-        "encoder_ffn_embed_dim": config["intermediate_size"],
-        "encoder_attention_heads": config["num_attention_heads"],
-        "activation_fn": config.get("hidden_act", "gelu"),
-        "layer_norm_first": bool(config.get("do_stable_layer_norm")),
-        # fairseq's defaults where a file did not say
-        "dropout": config.get("hidden_dropout", 0.1),
-        "attention_dropout": config.get("attention_dropout", 0.1),
-        "activation_dropout": config.get("activation_dropout", 0.0),
-        "dropout_input": config.get("feat_proj_dropout", 0.0),
+        "extractor_mode": "layer_norm" if layer_normed(weights.state) else "default",
+        "conv_feature_layers": str(convolutions),
+        "conv_bias": config.conv_bias,
+        "encoder_layers": config.num_hidden_layers,
+        "encoder_embed_dim": config.hidden_size,
+        "encoder_ffn_embed_dim": config.intermediate_size,
+        "encoder_attention_heads": config.num_attention_heads,
+        "activation_fn": config.hidden_act,
+        "layer_norm_first": config.do_stable_layer_norm,
+        **{theirs: getattr(config, ours) for theirs, ours in DROPOUTS.items()},
         "encoder_layerdrop": 0.0,
         "conv_pos": kernel,
-        "conv_pos_groups": config["num_conv_pos_embedding_groups"],
+        "conv_pos_groups": config.num_conv_pos_embedding_groups,
         "pos_conv_depth": depth,
     }
     if weights.family == "hubert":
-        settings["label_rate"] = SAMPLE_RATE / math.prod(config["conv_stride"])
+        settings["label_rate"] = SAMPLE_RATE / math.prod(config.conv_stride)
     if weights.family == "wavlm":
         settings |= {"relative_position_embedding": True, "gru_rel_pos": True}
-        settings["num_buckets"] = config["num_buckets"]
-        settings["max_distance"] = config["max_bucket_distance"]
+        settings |= {"num_buckets": config.num_buckets, "max_distance": config.max_bucket_distance}
     return settings
 
 
@@ -193,6 +178,8 @@ def _fairseq_state(weights: Checkpoint) -> dict[str, Any]:
         zeros |= {"final_proj.weight": (width, width), "final_proj.bias": (width,)}
     if weights.family == "wav2vec2":
         zeros |= {"project_q.weight": (width, cnn), "project_q.bias": (width,)}
+    if weights.family == "data2vec-audio":
+        state["_ema"] = {}  # s3prl deletes this entry without asking whether it is there
     return {**{name: torch.zeros(shape) for name, shape in zeros.items()}, **state}
 
 

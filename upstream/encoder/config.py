@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_type_hints
@@ -25,19 +24,14 @@ class Family(NamedTuple):
 
 
 FAMILIES: Registry[Family] = Registry("encoder family")
-FAMILIES.add(
-    "hubert",
-    Family("HubertModel", chunk_mask=True, preset={"feat_proj_layer_norm": True}),
-    "HuBERT",
-)
+NORM = {"feat_proj_layer_norm": True}
 BUCKETS = {"num_buckets": 320, "max_bucket_distance": 800}
-FAMILIES.add("wavlm", Family("WavLMModel", chunk_mask=True, preset=BUCKETS), "WavLM")
-FAMILIES.add("wav2vec2", Family("Wav2Vec2Model"), "wav2vec 2.0")
 STACK = {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19}
 POST_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": False}
-FAMILIES.add(
-    "data2vec-audio", Family("Data2VecAudioModel", preset=STACK, fixed=POST_NORM), "data2vec"
-)
+FAMILIES.add("hubert", Family("HubertModel", True, NORM), "HuBERT")
+FAMILIES.add("wavlm", Family("WavLMModel", True, BUCKETS), "WavLM")
+FAMILIES.add("wav2vec2", Family("Wav2Vec2Model"), "wav2vec 2.0")
+FAMILIES.add("data2vec-audio", Family("Data2VecAudioModel", False, STACK, POST_NORM), "data2vec")
 
 # Fields that only some families read.
 SPECIAL = ("feat_proj_layer_norm", "num_buckets", "max_bucket_distance", "conv_pos_kernel_size")
@@ -79,15 +73,13 @@ class Config:
         Raises UserError for a value that is of another type or does not fit.
         """
         foreign = {*SPECIAL, "given", *family.fixed} - family.preset.keys()
-        values = dict(family.preset)
+        where, values = f"{source}: its config does not fit", dict(family.preset)
         for name, hint in get_type_hints(cls, include_extras=True).items():
             if name in given and name not in foreign:
-                values[name] = convert(
-                    given[name], hint, f"{source}: its config does not fit: {name}"
-                )
+                values[name] = convert(given[name], hint, f"{where}: {name}")
         config = cls(**{**values, **family.fixed}, given={**family.preset, **given, **family.fixed})
         if fault := config._fault():
-            raise UserError(f"{source}: its config does not fit: {fault}")
+            raise UserError(f"{where}: {fault}")
         return config
 
     def _fault(self) -> str:
@@ -103,5 +95,5 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """config.json again: all that was given, and what was left to the defaults."""
-        names = {known.name for known in dataclasses.fields(self)} - {"given", *SPECIAL}
-        return {**{name: getattr(self, name) for name in names}, **self.given}
+        fields = {k: v for k, v in vars(self).items() if k not in ("given", *SPECIAL)}
+        return {**fields, **self.given}

@@ -7,7 +7,9 @@ positional convolutions, which moves the features of a short utterance by 30 to 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -31,18 +33,15 @@ from upstream.encoder.transformer import Model
 torch.backends.cudnn.allow_tf32 = False
 
 EPS = 1e-5  # of the waveform's layer norm: fairseq's (transformers uses 1e-7)
-# The fields of a config that change the CNN's output.
+# The fields of a config that change the output, and of these the CNN's.
+ARCHITECTURE = [
+    known.name
+    for known in dataclasses.fields(Config)
+    if known.name != "given" and "dropout" not in known.name
+]
 CONVOLUTION = (
     "conv_dim conv_kernel conv_stride conv_bias feat_extract_norm feat_extract_activation"
 ).split()
-# The fields of a config that change the output; all others are training or provenance.
-ARCHITECTURE = [
-    *CONVOLUTION,
-    *"feat_proj_layer_norm hidden_size num_hidden_layers num_attention_heads".split(),
-    *"intermediate_size hidden_act layer_norm_eps do_stable_layer_norm num_buckets".split(),
-    *"num_conv_pos_embeddings conv_pos_kernel_size num_conv_pos_embedding_groups".split(),
-    "max_bucket_distance",
-]
 # What transformers can add to these models and this forward does not do: refuse, never ignore.
 REFUSED = ("conv_pos_batch_norm", "add_adapter", "adapter_attn_dim")
 
@@ -70,22 +69,19 @@ class Encoder(Upstream):
         """Raises UserError for a family, config or set of tensors that does not fit."""
         super().__init__()
         self.family, self.source, self.normalize = weights.family, weights.source, weights.normalize
-        self.padding: Padding = padding
-        self.precision: Precision = precision
+        self.padding, self.precision = padding, precision
         self.options = {"padding": padding, "precision": precision, "normalize": self.normalize}
-        if weights.family not in FAMILIES:
-            hint = near_miss(weights.family, FAMILIES)
-            raise UserError(f"{weights.source}: unknown family {weights.family!r}{hint}")
-        family = FAMILIES[weights.family]
+        if self.family not in list(FAMILIES):  # a file may not name code to run
+            hint = near_miss(self.family, FAMILIES)
+            raise UserError(f"{self.source}: unknown family {self.family!r}{hint}")
         for option in REFUSED:
             if weights.config.get(option):
-                raise UserError(f"{weights.source}: {option} is not supported; use a plain encoder")
-        config = {**weights.config, "model_type": weights.family}
-        self.config = Config.read(config, family, weights.source)
+                raise UserError(f"{self.source}: {option} is not supported; use a plain encoder")
+        config = {**weights.config, "model_type": self.family}
+        self.config = Config.read(config, FAMILIES[self.family], self.source)
         with torch.device("meta"):  # no second copy of the weights
             self.model = Model(self.config)
         _fill(self.model, weights)
-        self.chunk_mask = family.chunk_mask
         self.stable = self.config.do_stable_layer_norm
         self.num_layers = self.config.num_hidden_layers + 1
         self.dim = self.config.hidden_size
@@ -102,8 +98,13 @@ class Encoder(Upstream):
         return self.model.feature_extractor
 
     def identity(self) -> dict[str, Any]:
-        config = {key: getattr(self.config, key) for key in ARCHITECTURE}
-        return {"family": self.family, **config, "padding": self.padding, **self._numerics()}
+        return {"family": self.family, "padding": self.padding} | self._facts(ARCHITECTURE)
+
+    def _facts(self, fields: Iterable[str]) -> dict[str, Any]:
+        """Fields of the config, and the options that change what even the CNN puts out."""
+        low = {} if self.precision == "float32" else {"precision": self.precision}
+        config = {name: getattr(self.config, name) for name in fields}
+        return {**config, "normalize": self.normalize, **low}
 
     def fingerprint(self) -> str:
         """12 hex digits over `identity()` and the weights.
@@ -112,22 +113,16 @@ class Encoder(Upstream):
         record tells of nor changed since they were loaded: a damaged file.
         """
         current = super().fingerprint()
-        if self.recorded not in ("", current) and self.loaded == self._versions():
-            self._require_recorded()
-        return current
-
-    def _require_recorded(self) -> None:
-        """The recorded fingerprint is that of these weights under one or another option."""
+        if self.recorded in ("", current) or self.loaded != self._versions():
+            return current
         facts, state = self.identity(), self.state_dict()
         facts.pop("precision", None)
-        for precision, padding, normalize in itertools.product(
-            ({}, {"precision": "bfloat16"}, {"precision": "float16"}),
-            get_args(Padding),
-            (self.normalize, not self.normalize),
-        ):
-            options = {"padding": padding, "normalize": normalize, **precision}
+        low: list[dict[str, Any]] = [{}, {"precision": "bfloat16"}, {"precision": "float16"}]
+        # with one or another option the record must be of these weights
+        for precision, padding, normal in itertools.product(low, get_args(Padding), (True, False)):
+            options = {"padding": padding, "normalize": normal, **precision}
             if fingerprint({**facts, **options}, state) == self.recorded:
-                return
+                return current
         raise UserError(
             f"{self.source}: its weights are not those that were written (fingerprint "
             f"{self.recorded}): damaged or replaced; delete the folder and run again"
@@ -137,20 +132,13 @@ class Encoder(Upstream):
         """What changes with any change to a weight."""
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.parameters()]
 
-    def _numerics(self) -> dict[str, Any]:
-        """What changes the CNN's output besides its weights and sizes."""
-        low = {} if self.precision == "float32" else {"precision": self.precision}
-        return {"normalize": self.normalize, **low}
-
     def cnn_fingerprint(self) -> str | None:
         """12 hex digits over what `convolve` depends on; None where padding has a say in it.
 
         The family is not part of it: HuBERT and wav2vec 2.0 convolve alike.
         """
-        if self.padding != "exact":
-            return None
-        facts = {key: getattr(self.config, key) for key in CONVOLUTION}
-        return fingerprint({**facts, **self._numerics()}, self.cnn().state_dict())
+        exact = self.padding == "exact"
+        return fingerprint(self._facts(CONVOLUTION), self.cnn().state_dict()) if exact else None
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         low = self.precision != "float32"
@@ -177,16 +165,15 @@ class Encoder(Upstream):
         if self.normalize:
             wavs = _normalised(wavs, lens.tolist())
         wavs = F.pad(wavs, (0, max(0, self.window - wavs.shape[1])))
-        normed = lens.clamp(min=self.window)  # samples that a GroupNorm's statistics are over
-        if self.padding == "s3prl":
-            normed = torch.full_like(lens, wavs.shape[1])
+        exact = self.padding == "exact"  # samples that a GroupNorm's statistics are over:
+        normed = lens.clamp(min=self.window) if exact else torch.full_like(lens, wavs.shape[1])
         with self._autocast(wavs.device):
             x = self.model.feature_extractor(wavs, normed).float()
-        kept = valid_frames = self._kept(lens, wavs.shape[1], x.shape[1])
-        if self.padding == "s3prl":  # s3prl's featurizer: half to even, capped at what there is
-            rounded = torch.round(lens.double() / self.stride).long()
-            valid_frames = rounded.clamp(1, x.shape[1])
-        return x, kept, valid_frames
+        kept = self._kept(lens, wavs.shape[1], x.shape[1])
+        if exact:
+            return x, kept, kept
+        rounded = torch.round(lens.double() / self.stride).long()  # s3prl's featurizer: half to
+        return x, kept, rounded.clamp(1, x.shape[1])  # even, capped at what there is
 
     def contextual(
         self, x: Tensor, kept: Tensor, lens: Tensor, hidden: Tensor | None = None
@@ -208,7 +195,7 @@ class Encoder(Upstream):
 
     def _kept(self, lens: Tensor, padded: int, length: int) -> Tensor:
         """[B]: how many of `length` frames the mask keeps."""
-        if self.padding == "s3prl" and self.chunk_mask:
+        if self.padding == "s3prl" and FAMILIES[self.family].chunk_mask:
             # forward_padding_mask in s3prl/upstream/hubert/hubert_model.py: equal chunks of
             # samples, a frame is padding if its whole chunk is
             chunk = padded // length
@@ -216,11 +203,7 @@ class Encoder(Upstream):
         return self.frames(lens)
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json, preprocessor_config.json and model.safetensors (float32).
-
-        Each file appears whole or not at all, the weights last. transformers' `from_pretrained`
-        and `hf:folder` both read it.
-        """
+        """Write the folder that transformers' `from_pretrained` and `hf:folder` read."""
         export.to_folder(self, folder)
 
 
@@ -242,16 +225,12 @@ def load(
     if normalize is not None:
         weights = weights._replace(normalize=normalize)
     encoder = Encoder(weights, padding, precision)
-    encoder.heard = _heard((path if path.is_dir() else path.parent) / HEARD)
     encoder.recorded = _recorded(path)
+    heard = (path if path.is_dir() else path.parent) / HEARD
+    if heard.exists():
+        with guarded(heard, "not text; one clip a line is due"):
+            encoder.heard = frozenset(filter(None, disk.read(heard).decode().split("\n")))
     return encoder
-
-
-def _heard(path: Path) -> frozenset[str]:
-    if not path.exists():
-        return frozenset()
-    with guarded(path, "not text; one clip a line is due"):
-        return frozenset(filter(None, disk.read(path).decode().split("\n")))
 
 
 def _recorded(folder: Path) -> str:
@@ -272,8 +251,7 @@ def _fill(model: Model, weights: checkpoint.Checkpoint) -> None:
     embedding = weights.state.get("masked_spec_embed")
     if embedding is not None:
         model.masked_spec_embed = nn.Parameter(torch.empty_like(embedding, device="meta"))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    checkpoint.compare(expected, weights)
+    checkpoint.compare(model.state_dict(), weights)
     state = {name: tensor.float().contiguous() for name, tensor in weights.state.items()}
     for name, tensor in state.items():
         # the sum first: one cheap number tells in all but very rare cases

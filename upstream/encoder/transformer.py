@@ -51,10 +51,16 @@ def _silence(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~mask[:, :, None], 0)
 
 
-def _same(config: Config, kernel: int) -> Conv1d:
-    """Over positions, as many out as in (but one more for an even kernel)."""
-    width, groups = config.hidden_size, config.num_conv_pos_embedding_groups
-    return Conv1d(width, width, kernel, padding=kernel // 2, groups=groups, device="cpu")
+class PositionConv(Conv1d):
+    """[B, T, D] -> [B, T, D], over time."""
+
+    def __init__(self, config: Config, kernel: int) -> None:
+        width, groups = config.hidden_size, config.num_conv_pos_embedding_groups
+        # on the CPU: on the meta device, weight_norm alone would import the compiler (seconds)
+        super().__init__(width, width, kernel, padding=kernel // 2, groups=groups, device="cpu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2)
 
 
 class Positions(nn.Module):
@@ -62,41 +68,28 @@ class Positions(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        # on the CPU: on the meta device, this alone would import the compiler (seconds)
-        self.conv = weight_norm(_same(config, config.num_conv_pos_embeddings), dim=2)
+        self.conv = weight_norm(PositionConv(config, config.num_conv_pos_embeddings), dim=2)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[B, T, D] -> what to add to it, [B, T, D]."""
-        x = _silence(x, mask)
-        return F.gelu(self.conv(x.transpose(1, 2))[:, :, : x.shape[1]]).transpose(1, 2)
-
-
-class StackedPosition(nn.Module):
-    """One of data2vec's positional convolutions, with a norm that has no parameters."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.conv = _same(config, config.conv_pos_kernel_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        x = self.conv(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2)
-        return F.gelu(F.layer_norm(x, x.shape[2:]))
+        return F.gelu(self.conv(_silence(x, mask)))
 
 
 class StackedPositions(nn.Module):
-    """data2vec's positional convolutions, one after the other."""
+    """data2vec's positional convolutions, each with a norm that has no parameters."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            StackedPosition(config) for _ in range(config.num_conv_pos_embeddings)
+            nn.ModuleDict({"conv": PositionConv(config, config.conv_pos_kernel_size)})
+            for _ in range(config.num_conv_pos_embeddings)
         )
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[B, T, D] -> what to add to it, [B, T, D]."""
         for layer in self.layers:
-            x = layer(_silence(x, mask))
+            x = cast(nn.ModuleDict, layer)["conv"](_silence(x, mask))
+            x = F.gelu(F.layer_norm(x, x.shape[2:]))
         return x
 
 
@@ -110,10 +103,8 @@ class Attention(nn.Module):
         self.distance = config.max_bucket_distance
         if config.num_buckets:
             self.gru_rel_pos_const = nn.Parameter(torch.empty(1, self.heads, 1, 1))
-        self.k_proj = Linear(width, width)
-        self.v_proj = Linear(width, width)
-        self.q_proj = Linear(width, width)
-        self.out_proj = Linear(width, width)
+        self.k_proj, self.v_proj = Linear(width, width), Linear(width, width)
+        self.q_proj, self.out_proj = Linear(width, width), Linear(width, width)
         if config.num_buckets:
             self.gru_rel_pos_linear = Linear(width // self.heads, 8)
             if index == 0:  # one table for all layers
@@ -130,10 +121,9 @@ class Attention(nn.Module):
         """[B, T, D], attending to the frames that `mask` [B, T] keeps -> [B, T, D].
 
         bias [H, T, T]: of relative positions, before it is gated.
-
-        The projections are called as modules, for every family: adapters that wrap a Linear act
-        on WavLM too (transformers and s3prl hand its bare weights to a functional).
         """
+        # modules, for every family: adapters that wrap a Linear act on WavLM too (transformers
+        # and s3prl hand its bare weights to a functional)
         query, key, value = (
             project(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -217,7 +207,6 @@ class Transformer(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
-        self.relative = config.num_buckets > 0
 
     def forward(self, x: Tensor, mask: Tensor | None, exact: bool = True) -> list[Tensor]:
         """Projected features [B, T, D] -> the input of every layer and the final output, [B, T, D].
@@ -228,7 +217,7 @@ class Transformer(nn.Module):
         x = x + self.pos_conv_embed(x, mask if exact else None)
         x = self.dropout(x if self.stable else self.layer_norm(x))
         first = cast(Attention, self.layers[0].attention)
-        bias = first.compute_bias(x.shape[1]) if self.relative else None
+        bias = first.compute_bias(x.shape[1]) if hasattr(first, "rel_attn_embed") else None
         states = [x]
         for layer in self.layers:
             states.append(layer(states[-1], mask, bias))
