@@ -22,16 +22,14 @@ class Hidden(NamedTuple):
 
     def mean(self) -> Tensor:
         """[L, B, D]: the mean over each item's valid frames."""
-        mask = valid(self.lens, self.layers.shape[2]).to(self.layers.dtype)
-        # where() and not only the product: 0 * NaN in a padded frame would spoil the sum
-        summed = torch.where(mask[None, :, :, None] > 0, self.layers, 0).sum(2)
+        mask = valid(self.lens, self.layers.shape[2])[None, :, :, None]
+        summed = torch.where(mask, self.layers, 0).sum(2)  # 0 * NaN would spoil the sum
         return summed / self.lens.to(summed.dtype)[None, :, None]
 
 
 class Upstream(nn.Module):
     """A frozen speech encoder. Subclasses set `num_layers`, `dim`, `stride` and write `forward`.
 
-    `forward(wavs, lens)`: wavs [B, N] float32 zero-padded, lens [B] in samples -> `Hidden`.
     The promises every upstream keeps are in `upstream/check.py`.
     """
 
@@ -46,13 +44,11 @@ class Upstream(nn.Module):
     evidence: Mapping[str, Any] = {}  # of what a user's own class does (user_class)
 
     def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
+        """wavs [B, N] float32 zero-padded, lens [B] in samples."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
-        """Whatever besides the weights changes the output (architecture, preprocessing).
-
-        Default: the class, its source text and its options.
-        """
+        """Whatever besides the weights changes the output: class, source text, options."""
         try:
             source = inspect.getsource(type(self))
         except (OSError, TypeError):

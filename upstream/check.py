@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,11 +20,9 @@ CLOSE = 1e-4  # largest difference, relative to the largest feature, that roundi
 
 
 class Promise(NamedTuple):
-    """One promise, whether it was kept, and one line on what was seen."""
-
     name: str
     kept: bool
-    evidence: str
+    evidence: str  # one line on what was seen
 
 
 Seen = tuple[bool, str]
@@ -51,16 +50,15 @@ def _waves(*lengths: int) -> list[Tensor]:
 
 def _batch(upstream: Upstream, waves: list[Tensor], spare: int = 0) -> tuple[Tensor, Tensor]:
     """The waves, padded `spare` samples beyond the longest, and their lengths, on its device."""
-    tensors = [*upstream.parameters(), *upstream.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
+    tensor = next(chain(upstream.parameters(), upstream.buffers()), torch.empty(0))
     wavs, lens = pad(waves)
-    return torch.nn.functional.pad(wavs, (0, spare)).to(device), lens.to(device)
+    return torch.nn.functional.pad(wavs, (0, spare)).to(tensor.device), lens.to(tensor.device)
 
 
 def _run(upstream: Upstream, waves: list[Tensor] | None = None, spare: int = 0) -> Hidden:
     with torch.inference_mode():
-        hidden = upstream(*_batch(upstream, waves or _waves(*LENGTHS), spare))
-    return Hidden(hidden.layers.cpu(), hidden.lens.cpu())
+        layers, lens = upstream(*_batch(upstream, waves or _waves(*LENGTHS), spare))
+    return Hidden(layers.cpu(), lens.cpu())
 
 
 def _all_finite(layers: Tensor) -> Seen:
@@ -72,10 +70,9 @@ def _all_finite(layers: Tensor) -> Seen:
 def _shape(upstream: Upstream) -> Seen:
     layers, lens = _run(upstream)
     shape, batch = list(layers.shape), len(LENGTHS)
-    fits = shape == [upstream.num_layers, batch, *shape[2:3], upstream.dim]
-    promised = f"[{upstream.num_layers}, {batch}, T, {upstream.dim}]"
-    evidence = f"layers {shape}, promised {promised}; lens {list(lens.shape)}"
-    return fits and lens.shape == (batch,), evidence
+    due = [upstream.num_layers, batch, *shape[2:3], upstream.dim]
+    evidence = f"layers {shape}, promised {due}; lens {list(lens.shape)}"
+    return shape == due and lens.shape == (batch,), evidence
 
 
 @PROMISES.register("dtype")
@@ -90,11 +87,9 @@ def _frame_count(upstream: Upstream) -> Seen:
     """As many frames as the stride says, and the same number for every further second."""
     seconds = [1, 2, 4]
     frames = [_run(upstream, _waves(n * SAMPLE_RATE)).layers.shape[2] for n in seconds]
-    due = [n * SAMPLE_RATE / upstream.stride for n in seconds]
-    near = all(abs(n - promised) < FRAMES_OFF for n, promised in zip(frames, due))
-    steps = [(frames[i + 1] - frames[i]) - (due[i + 1] - due[i]) for i in range(2)]
-    evidence = f"{frames} frames in {seconds} s at a stride of {upstream.stride} samples"
-    return near and all(abs(step) <= 1 for step in steps), evidence
+    off = [n - s * SAMPLE_RATE / upstream.stride for n, s in zip(frames, seconds)]
+    near = max(map(abs, off)) < FRAMES_OFF and all(abs(b - a) <= 1 for a, b in pairwise(off))
+    return near, f"{frames} frames in {seconds} s at a stride of {upstream.stride} samples"
 
 
 @PROMISES.register("lengths")
@@ -155,11 +150,10 @@ def _padding(upstream: Upstream) -> Seen:
 
 @PROMISES.register("input untouched")
 def _untouched(upstream: Upstream) -> Seen:
-    wavs, lens = _batch(upstream, _waves(*LENGTHS))
-    before = wavs.clone(), lens.clone()
+    batch, before = (_batch(upstream, _waves(*LENGTHS)) for _ in range(2))
     with torch.inference_mode():
-        upstream(wavs, lens)
-    kept = torch.equal(before[0], wavs) and torch.equal(before[1], lens)
+        upstream(*batch)
+    kept = all(map(torch.equal, batch, before))
     return kept, f"the caller's waves and lengths {'stay' if kept else 'do not stay'} as they were"
 
 

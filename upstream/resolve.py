@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 Loader = Callable[..., "Upstream"]
 UPSTREAMS: Registry[Loader] = Registry("upstream")
 
-CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 RECIPES = (".yaml", ".yml")
+FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", *RECIPES)
 OPTION = re.compile(r"[:,](?=[A-Za-z_]\w*=)")  # a colon or comma is part of a path otherwise
 
 
@@ -66,10 +66,7 @@ LICENCES = {"facebook": "Apache-2.0", "microsoft": "CC-BY-SA-3.0"}  # of the mod
 
 
 def load(spec: str, **options: Any) -> Upstream:
-    """The upstream that `spec` names, in eval mode; keyword options win over those in `spec`.
-
-    Raises UserError, in one line with the near match, for whatever is wrong in `spec`.
-    """
+    """The upstream that `spec` names, in eval mode; keyword options win over its own. UserError."""
     loader, arguments = call(spec, **options)
     return loader(**arguments).eval()
 
@@ -89,10 +86,7 @@ def require(spec: str) -> None:
 
 
 def canonical(spec: str) -> str:
-    """One spelling for each upstream: `hf:folder/` and `./folder` are `folder`.
-
-    A repository of the hub keeps its `hf:`, and a folder named like a row of the registry its `./`.
-    """
+    """One spelling for each: `hf:folder/` is `folder`; a folder named like a row keeps its `./`."""
     name, _ = parse(spec)
     place = name.removeprefix("hf:")
     if name in UPSTREAMS or not Path(place).exists():
@@ -144,17 +138,16 @@ def _loader(name: str) -> tuple[Loader, dict[str, Any]]:
     if name.startswith("s3prl:"):
         from upstream import s3prl
 
-        s3prl.package_of(name[6:])
+        s3prl.package_of(name[6:])  # raises for an unknown one
         return s3prl.load, {"name": name[6:]}
     path = Path(name)
-    if path.suffix in RECIPES:
-        recipe = _existing(path)  # before the loader, which needs torch
-        return UPSTREAMS["merged"], {"recipe": recipe}
-    if path.suffix in CHECKPOINTS or "/" in name or path.exists():
-        if path.suffix == ".py":
-            raise UserError(f"{name}: name the class as well: {name}:MyUpstream")
-        return _encoder, {"source": _existing(path)}
-    return UPSTREAMS[name], {}  # raises, with the near match
+    if path.suffix not in FILES and "/" not in name and not path.exists():
+        return UPSTREAMS[name], {}  # raises, with the near match
+    if path.suffix == ".py":
+        raise UserError(f"{name}: name the class as well: {name}:MyUpstream")
+    # before the loader, which needs torch
+    fixed = {"recipe" if path.suffix in RECIPES else "source": _existing(path)}
+    return UPSTREAMS["merged"] if "recipe" in fixed else _encoder, fixed
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

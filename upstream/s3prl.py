@@ -26,13 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 # s3prl's packages whose checkpoints are read here, and the family that they are.
-READ_HERE = {
-    "hubert": "hubert",
-    "wavlm": "wavlm",
-    "wav2vec2": "wav2vec2",
-    "data2vec": "data2vec-audio",
-    "unispeech_sat": "hubert",
-}
+READ_HERE = {name: name for name in ("hubert", "wavlm", "wav2vec2")}
+READ_HERE |= {"data2vec": "data2vec-audio", "unispeech_sat": "hubert"}
 # What an expression needs to call anything, or to grow without bound.
 ACTIVE = re.compile(r"[(\[{*%]|<<")
 
@@ -41,19 +36,23 @@ def load(name: str, *, ckpt: Path | None = None, trust: bool = False) -> Any:  #
     """The s3prl upstream `name`, with its own checkpoint or with the one given.
 
     `trust`: hand the file itself to s3prl, which runs whatever code is in it. Raises UserError for
-    an unknown name, for one that cannot be imported, downloaded or run, and for a checkpoint that
-    is dangerous or not that model's.
+    a name that is unknown or does not run, and a checkpoint that is dangerous or not that model's.
     """
     package, spec = package_of(name), f"s3prl:{name}:ckpt={ckpt}"
     if ckpt is not None:
         disk.require_file(ckpt)
-    if ckpt is not None and package in READ_HERE and not trust:
-        return _read_here(package, spec, ckpt)
     from upstream.checkpoints import tensor_files as files
+    from upstream.encoder import encoder as encoders
     from upstream.s3prl_expert import wrapped
 
     if ckpt is None or trust:
         return wrapped(package, name, ckpt)
+    if package in READ_HERE:  # the same model by our own reader and forward
+        try:
+            return encoders.load(ckpt, padding="s3prl", family=READ_HERE[package])
+        except UserError as error:
+            way = f"a file that you trust goes to s3prl's own code with {spec}:trust=true"
+            raise UserError(f"{error} ({way})") from error
     content, _ = files.load(ckpt)
     _require_inert(content, spec)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,22 +85,9 @@ def _packages() -> dict[str, str]:
     return packages
 
 
-def _read_here(package: str, spec: str, ckpt: Path) -> Any:
-    """The same model by our own reader and forward, padding as in s3prl."""
-    from upstream.encoder import encoder as encoders
-
-    try:
-        return encoders.load(ckpt, padding="s3prl", family=READ_HERE[package])
-    except UserError as error:
-        way = f"s3prl's own code reads a file that you trust with your rights: {spec}:trust=true"
-        raise UserError(f"{error} ({way})") from error
-
-
 def _require_inert(content: Any, spec: str) -> None:
-    """Raises UserError for a string that does something when s3prl evaluates it.
-
-    s3prl 0.4.18 evaluates sizes (`conv_feature_layers` and others), and the name of a filter bank
-    as an attribute of a module.
+    """Raises UserError for a string that does something when s3prl evaluates it: it does so with
+    sizes (`conv_feature_layers` and others), and with a filter bank's name as a module's attribute.
     """
     from upstream.checkpoints.read import literal
 

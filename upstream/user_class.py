@@ -35,16 +35,12 @@ PROBE = 8_000  # samples
 def loader_of(path: Path, name: str) -> Callable[..., Upstream]:
     """The class `name` of the user's file, a subclass of Upstream. Runs the file. UserError."""
     module = user_code.run(path)
-    classes = {
-        key: value
-        for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Upstream) and value is not Upstream
-    }
-    if name not in classes:
-        if hasattr(module, name):
-            raise UserError(f"{path}:{name} is not a subclass of upstream.base.Upstream")
-        raise UserError(f"{path} has no upstream {name}{near_miss(name, classes)}")
-    user_class = classes[name]
+    if not hasattr(module, name):
+        names = [key for key in vars(module) if not key.startswith("_")]
+        raise UserError(f"{path} has no upstream {name}{near_miss(name, names)}")
+    user_class = getattr(module, name)
+    if not isinstance(user_class, type) or not issubclass(user_class, Upstream):
+        raise UserError(f"{path}:{name} is not a subclass of upstream.base.Upstream")
 
     def construct(**options: Any) -> Upstream:
         built: Upstream = user_code.in_user_code(path, lambda: user_class(**options).eval())

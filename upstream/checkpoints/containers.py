@@ -45,7 +45,7 @@ def open_container(path: str | Path) -> Container:
 
     Files: of s3prl (converted, or the `Upstream` of a run), fairseq, WavLM, DeCoAR 2.0, Lightning
     (SPIN), torchaudio, transformers, and bare state dicts, as torch's format or as safetensors.
-    Raises UserError, in one line, for whatever is damaged, dangerous, or holds no weights.
+    Raises UserError for whatever is damaged, dangerous, or holds no weights.
     """
     path = Path(path)
     tensors: State = {}
@@ -55,7 +55,11 @@ def open_container(path: str | Path) -> Container:
             weights, settings, clue = _find(content, file)
             shard = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
         for name, tensor in shard.items():
-            _require_plain(name, tensor, file)
+            if not isinstance(name, str) or not name.isprintable() or len(name) > 500:
+                raise UserError(f"{file}: {str(name)[:40]!r} is no name of a tensor")
+            strided = tensor.dtype in files.DTYPES and tensor.layout == torch.strided
+            if not strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise UserError(f"{file}: {name} is not a plain tensor that the file holds in full")
             if name in tensors:
                 raise UserError(f"{file}: {name} is in another shard as well")
         tensors |= shard
@@ -66,10 +70,9 @@ def write(source: str | Path, state: Mapping[str, Tensor], output: str | Path) -
     """Write the container `source` to `output` with the tensors of `state` (canonical names).
 
     All else is as in `source`: tensors that `state` lacks (a pre-training head), configuration,
-    dictionaries, optimizer; stored names, fused or old weight-norm ones too; of a folder also its
-    .json and .txt files. A tensor keeps its stored dtype if that holds the new values exactly,
-    and becomes float32 if not. Torch's format before 1.6 becomes today's. Raises UserError for a
-    name or a shape that `source` does not have.
+    dictionaries, optimizer, stored names; of a folder also its .json and .txt files. A tensor keeps
+    its stored dtype if that holds the new values exactly, and becomes float32 if not. Torch's
+    format before 1.6 becomes today's. Raises UserError for a name or shape that `source` lacks.
     """
     source, output = Path(source), Path(output)
     changed = _changed(open_container(source), state)
@@ -144,15 +147,6 @@ def _find(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str
         raise UserError(f"{path}: no weights in it; its entries are {listed}")
     clues += [settings.get("_name"), settings.get("arch")]
     return weights, settings, " ".join(str(clue) for clue in clues)
-
-
-def _require_plain(name: Any, tensor: Tensor, path: Path) -> None:
-    """Raises UserError for what no encoder's tensor is, before anything is computed with it."""
-    if not isinstance(name, str) or not name.isprintable() or len(name) > 500:
-        raise UserError(f"{path}: {str(name)[:40]!r} is no name of a tensor")
-    strided = tensor.dtype in files.DTYPES and tensor.layout == torch.strided
-    if not strided or tensor.nbytes > tensor.untyped_storage().nbytes():
-        raise UserError(f"{path}: {name} is not a plain tensor that the file holds in full")
 
 
 def _changed(container: Container, state: Mapping[str, Tensor]) -> State:

@@ -74,14 +74,12 @@ def read(path: str | Path, family: str | None = None) -> Checkpoint:
 def _require_encoder(state: State, source: str) -> None:
     if CNN.format(0) in state:
         return
-    if "feature_projection.projection.weight" in state and f"{KERNEL}1" in state:
-        raise UserError(
-            f"{source}: an encoder of filter banks (DeCoAR 2.0): merge it as a file, and run it "
-            f"as s3prl:decoar2_local:ckpt={source}"
-        )
     names = ", ".join(name[:60] for name in list(state)[:3])
-    known = "HuBERT, WavLM, wav2vec 2.0 or data2vec"
-    raise UserError(f"{source}: not a {known} encoder; it holds {names} ...")
+    fault = f"not a HuBERT, WavLM, wav2vec 2.0 or data2vec encoder; it holds {names} ..."
+    if "feature_projection.projection.weight" in state and f"{KERNEL}1" in state:
+        fault = "an encoder of filter banks (DeCoAR 2.0): merge it as a file, and "
+        fault += f"run it as s3prl:decoar2_local:ckpt={source}"
+    raise UserError(f"{source}: {fault}")
 
 
 def _with_config(folder: Path, state: State) -> Checkpoint:
@@ -137,9 +135,8 @@ def _config(
 ) -> dict[str, Any]:
     """transformers' config: sizes from the tensors, the rest from fairseq's settings.
 
-    Where a file has no settings (an s3prl run, bare weights), the conventions of all published
-    models hold: strides 5,2,2,2,2,2,2, heads of 64, pre-norm exactly for CNNs with layer norms
-    (data2vec: never). They are not trusted for a width that no published model has.
+    Without settings (an s3prl run, bare weights), the conventions of all published models hold, if
+    it has one's width: heads of 64, pre-norm exactly for CNNs with layer norms (data2vec: never).
     """
     try:
         sizes = _sizes(family, state)
@@ -151,8 +148,8 @@ def _config(
     if (activation := settings.get("activation_fn", "gelu")) != "gelu":
         raise UserError(f"{source}: activation {activation!r:.40} is not supported (gelu)")
     strides = list(STRIDES[:depth])
-    if "conv_feature_layers" in settings:
-        strides = [row[2] for row in _conv_layers(settings["conv_feature_layers"], source)]
+    if layers := settings.get("conv_feature_layers"):
+        strides = [stride for _, _, stride in _conv_layers(layers, source)]
     if len(strides) != depth:
         raise UserError(f"{source}: {depth} convolutions, settings of {len(strides)}")
     heads = int(settings.get("encoder_attention_heads", max(1, width // 64)))
@@ -168,11 +165,9 @@ def _config(
 
 
 DROPOUTS = {
-    "dropout": "hidden_dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "dropout_input": "feat_proj_dropout",
-}
+    "dropout": "hidden_dropout", "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout", "dropout_input": "feat_proj_dropout",
+}  # fmt: skip
 
 
 def _sizes(family: str, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -39,17 +39,10 @@ ALLOWED = re.compile(
     r"|torch(\.storage)?\.(\w*Storage|Size|device|bool|[a-z]+\d+\w*)|" + re.escape(DICTIONARY)
 )
 DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 class Inert:
@@ -72,11 +65,10 @@ def guarded(
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """A file's content, and the metadata of safetensors.
+    """A file's content, and the metadata of safetensors. Raises UserError.
 
     Tensors (mapped, on the CPU, in the stored dtype), plain containers, argparse.Namespace and
-    `Inert` are all that is ever made; a file that names anything else is refused before it is
-    opened. Raises UserError.
+    `Inert` are all that is ever made; a file that names anything else is refused unopened.
     """
     disk.require_file(path)
     with guarded(path):
@@ -144,8 +136,8 @@ def _scan(stream: io.BytesIO, path: Path) -> None:
 class _Sizes:
     """How many items each object on an unpickler's stack has when every reference is followed.
 
-    Of tuples and what is made from them only: one that repeats itself n deep takes 2^n steps to
-    hash, so as a key of a dict it would stop the reader for ever.
+    Of tuples and what is made from them only: as a key of a dict, one that repeats itself n deep
+    takes 2^n steps to hash, for ever.
     """
 
     def __init__(self) -> None:
@@ -233,8 +225,7 @@ def save_tensors(
     The format: 8 bytes with the header's length (little-endian), the header (JSON: dtype, shape
     and place of each tensor), then the data without gaps, widest types first so that all are
     aligned. `dtype` casts. `values`: the tensors themselves, in any order, where they are only
-    made now; `tensors` then says of what type and shape they are. Raises UserError for a dtype
-    that the format lacks.
+    made now and `tensors` says what they are like. UserError for a dtype that the format lacks.
     """
     kinds = {name: (dtype or tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

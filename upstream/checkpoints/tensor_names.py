@@ -45,16 +45,14 @@ encoder.transformer.layers.#.attention.attention.*  encoder.layers.#.attention.*
 encoder.transformer.*        encoder.*
 encoder.feature_projection.* feature_projection.*
 """
-# Used in pre-training only, absent from an encoder. (So is all outside the encoder's own prefix:
-# `lm_head` beside `hubert.*`, `w2v_encoder.proj` beside `w2v_encoder.w2v_model.*`.) `aux` is
-# torchaudio's CTC head.
+# Used in pre-training only, absent from an encoder (as all outside its own prefix is: `lm_head`
+# beside `hubert.*`). `aux` is torchaudio's CTC head.
 PRETRAINING = re.compile(
     r"(final_proj|label_embs_concat|quantizer|input_quantizer|project_q|project_hid|project_inp"
     r"|target_glu|_ema|aux)(\.|$)"
 )
 # Where a canonical name lies; first match wins. In a layer, what is neither attention nor
 # feed-forward is one of its two layer norms.
-IN_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(attention|feed_forward|)")
 PARTS = {"attention": "attention", "feed_forward": "ffn", "": "layer_norm"}
 PLACES = [
     (r"feature_extractor\..*layer_norm\.", "cnn", "layer_norm"),
@@ -77,7 +75,7 @@ class Place(NamedTuple):
 
 def place_of(name: str) -> Place:
     """The place of a canonical name; `other` holds the embedding of masked frames."""
-    if inside := IN_LAYER.match(name):
+    if inside := re.match(r"encoder\.layers\.(\d+)\.(attention|feed_forward|)", name):
         depth = int(inside[1]) + 1
         return Place(f"layer {depth}", depth, PARTS[inside[2]])
     matches = (Place(module, None, part) for at, module, part in PLACES if re.match(at, name))
@@ -108,9 +106,7 @@ MARKERS = (r"feature_extractor\.conv_layers\.0\.(0|conv)\.weight", r"post_extrac
 
 def slots(stored: Iterable[str], source: str) -> dict[str, Slot]:
     """Canonical names -> where they are among `stored` names; prefixes and what lies outside them
-    removed. Names of models that are no encoders stay as they are.
-
-    Raises UserError for two encoders in one file, or two tensors of one name.
+    removed. Names of models that are no encoders stay. UserError for two of one name or encoder.
     """
     stored = list(stored)
     prefix = _prefix(stored, source)

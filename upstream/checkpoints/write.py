@@ -51,9 +51,8 @@ def to_folder(
     """Write config.json, preprocessor_config.json and model.safetensors (float32) to `folder`.
 
     Each file appears whole or not at all, the weights last: a folder with weights is finished.
-    Other files in an existing folder stay. One tensor at a time is in memory, and the same weights
-    give the same bytes. `values`: the tensors one by one, if they are only made now and `weights`
-    just says what they are like. Raises UserError.
+    Other files stay. The same weights give the same bytes. `values`: the tensors one by one, if
+    they are only made now and `weights` just says what they are like. Raises UserError.
     """
     weights, folder = _checkpoint(weights), Path(folder)
     if weights.family not in FAMILIES:
@@ -84,9 +83,8 @@ def to_folder(
 def to_s3prl(weights: Checkpoint | Encoder) -> dict[str, Any]:
     """The encoder as `torch.save` content that s3prl's own expert of its family loads strictly.
 
-    Float32; tensors that are float32 already are not copied. Those of pre-training heads, which
-    s3prl's classes hold but no feature depends on, are zero. WavLM's is Microsoft's own form.
-    Raises UserError if s3prl has no such architecture.
+    Float32. The tensors of pre-training heads, which s3prl's classes hold but no feature depends
+    on, are zero. WavLM's is Microsoft's own form. UserError if s3prl has no such architecture.
     """
     weights = _checkpoint(weights)
     settings, state = _settings(weights), _fairseq_state(weights)

@@ -17,10 +17,7 @@ from upstream.encoder.config import Config
 
 
 class Bare:
-    """Weights always come from a checkpoint: none are drawn.
-
-    (The random initialisers take seconds to import on the meta device.)
-    """
+    """Draws no weights: all come from a checkpoint, and drawing takes seconds to import."""
 
     def reset_parameters(self) -> None:
         pass
@@ -67,7 +64,6 @@ class ConvLayer(nn.Module):
         """The same for the layer with a GroupNorm: [B, T, 1] -> [B, T / stride, C'].
 
         lens [B]: the frames of each item that its statistics are over.
-
         Each channel is a group. Its mean and variance follow from those of the windows, so that
         the norm becomes part of the weights: nothing has to pass over the large output again.
         """
@@ -91,9 +87,7 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.conv_layers = nn.ModuleList(
-            ConvLayer(config, index) for index in range(len(config.conv_dim))
-        )
+        self.conv_layers = nn.ModuleList(ConvLayer(config, i) for i in range(len(config.conv_dim)))
 
     def forward(self, wavs: Tensor, lens: Tensor) -> Tensor:
         """Waves [B, N] -> frames [B, T, C]; a GroupNorm is over those of `lens` [B] samples."""

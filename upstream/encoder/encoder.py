@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from upstream.base import Hidden, Upstream, fingerprint, valid
 from upstream.checkpoints import HEARD, RECORDS
-from upstream.checkpoints import read as checkpoint
 from upstream.checkpoints import write as export
 from upstream.checkpoints.containers import plain, read_json
+from upstream.checkpoints.read import Checkpoint, compare, read
 from upstream.checkpoints.tensor_files import guarded
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
@@ -34,11 +34,8 @@ torch.backends.cudnn.allow_tf32 = False
 
 EPS = 1e-5  # of the waveform's layer norm: fairseq's (transformers uses 1e-7)
 # The fields of a config that change the output, and of these the CNN's.
-ARCHITECTURE = [
-    known.name
-    for known in dataclasses.fields(Config)
-    if known.name != "given" and "dropout" not in known.name
-]
+FIELDS = [known.name for known in dataclasses.fields(Config)]
+ARCHITECTURE = [name for name in FIELDS if name != "given" and "dropout" not in name]
 CONVOLUTION = (
     "conv_dim conv_kernel conv_stride conv_bias feat_extract_norm feat_extract_activation"
 ).split()
@@ -51,34 +48,28 @@ class Encoder(Upstream):
 
     Its layers are the input of each transformer layer and then the final output (spec: s3prl's
     hooks, and transformers' `output_hidden_states`): 13 for Base, 25 for Large.
-
     `padding="exact"`: a padded batch equals each utterance alone, and an utterance shorter than
     the CNN's window (400 samples) counts as zero-padded to one window. `padding="s3prl"`: what
     s3prl 0.4.18 computes, padding effects included, with its `round(samples / 320)` lengths.
-
     `precision`: of matrix products and convolutions (torch's autocast); norms, sums and the
     layers that come out stay float32. On a CPU, bfloat16 is 14 times slower than float32.
     """
 
     def __init__(
-        self,
-        weights: checkpoint.Checkpoint,
-        padding: Padding = "exact",
-        precision: Precision = "float32",
+        self, weights: Checkpoint, padding: Padding = "exact", precision: Precision = "float32"
     ) -> None:
         """Raises UserError for a family, config or set of tensors that does not fit."""
         super().__init__()
-        self.family, self.source, self.normalize = weights.family, weights.source, weights.normalize
+        self.family, settings, _, self.normalize, self.source = weights
         self.padding, self.precision = padding, precision
         self.options = {"padding": padding, "precision": precision, "normalize": self.normalize}
         if self.family not in list(FAMILIES):  # a file may not name code to run
             hint = near_miss(self.family, FAMILIES)
             raise UserError(f"{self.source}: unknown family {self.family!r}{hint}")
-        for option in REFUSED:
-            if weights.config.get(option):
-                raise UserError(f"{self.source}: {option} is not supported; use a plain encoder")
-        config = {**weights.config, "model_type": self.family}
-        self.config = Config.read(config, FAMILIES[self.family], self.source)
+        for option in filter(settings.get, REFUSED):
+            raise UserError(f"{self.source}: {option} is not supported; use a plain encoder")
+        settings = {**settings, "model_type": self.family}
+        self.config = Config.read(settings, FAMILIES[self.family], self.source)
         with torch.device("meta"):  # no second copy of the weights
             self.model = Model(self.config)
         _fill(self.model, weights)
@@ -89,7 +80,7 @@ class Encoder(Upstream):
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride):
             self.window += (kernel - 1) * self.stride
             self.stride *= stride
-        self.recorded = ""  # the fingerprint that a record beside the weights says they have
+        self.recorded = ""  # their fingerprint, as a record beside the weights has it
         self.loaded = self._versions()
         self.eval()
 
@@ -109,8 +100,7 @@ class Encoder(Upstream):
     def fingerprint(self) -> str:
         """12 hex digits over `identity()` and the weights.
 
-        Raises UserError if these are weights that were built here, and neither those that their
-        record tells of nor changed since they were loaded: a damaged file.
+        Raises UserError if these, though not changed since, are not those that were built here.
         """
         current = super().fingerprint()
         if self.recorded in ("", current) or self.loaded != self._versions():
@@ -133,10 +123,7 @@ class Encoder(Upstream):
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.parameters()]
 
     def cnn_fingerprint(self) -> str | None:
-        """12 hex digits over what `convolve` depends on; None where padding has a say in it.
-
-        The family is not part of it: HuBERT and wav2vec 2.0 convolve alike.
-        """
+        """The same over what `convolve` depends on (no family); None where padding has a say."""
         exact = self.padding == "exact"
         return fingerprint(self._facts(CONVOLUTION), self.cnn().state_dict()) if exact else None
 
@@ -195,12 +182,10 @@ class Encoder(Upstream):
 
     def _kept(self, lens: Tensor, padded: int, length: int) -> Tensor:
         """[B]: how many of `length` frames the mask keeps."""
-        if self.padding == "s3prl" and FAMILIES[self.family].chunk_mask:
-            # forward_padding_mask in s3prl/upstream/hubert/hubert_model.py: equal chunks of
-            # samples, a frame is padding if its whole chunk is
-            chunk = padded // length
-            return ((lens + chunk - 1) // chunk).clamp(1, length)
-        return self.frames(lens)
+        if self.padding == "exact" or not FAMILIES[self.family].chunk_mask:
+            return self.frames(lens)
+        chunk = padded // length  # forward_padding_mask in s3prl/upstream/hubert/hubert_model.py:
+        return ((lens + chunk - 1) // chunk).clamp(1, length)  # padding is what all its samples are
 
     def save(self, folder: str | Path) -> None:
         """Write the folder that transformers' `from_pretrained` and `hf:folder` read."""
@@ -217,11 +202,10 @@ def load(
 ) -> Encoder:
     """An encoder from a checkpoint file or an HF folder; `normalize` overrides what it asks for.
 
-    Beside weights that were built here lie what they have heard and their fingerprint; the latter
-    is compared when it is computed. Raises UserError for whatever cannot be read or does not fit.
+    Beside weights that were built here lie what they have heard, and their fingerprint. UserError.
     """
     path = Path(path)
-    weights = checkpoint.read(path, family)
+    weights = read(path, family)
     if normalize is not None:
         weights = weights._replace(normalize=normalize)
     encoder = Encoder(weights, padding, precision)
@@ -244,14 +228,13 @@ def _recorded(folder: Path) -> str:
     return ""
 
 
-def _fill(model: Model, weights: checkpoint.Checkpoint) -> None:
+def _fill(model: Model, weights: Checkpoint) -> None:
     """Give `model` exactly these weights, in float32."""
     # The embedding of masked frames takes no part in a forward without masking, and which configs
     # create it differs between families: the file decides.
-    embedding = weights.state.get("masked_spec_embed")
-    if embedding is not None:
+    if (embedding := weights.state.get("masked_spec_embed")) is not None:
         model.masked_spec_embed = nn.Parameter(torch.empty_like(embedding, device="meta"))
-    checkpoint.compare(model.state_dict(), weights)
+    compare(model.state_dict(), weights)
     state = {name: tensor.float().contiguous() for name, tensor in weights.state.items()}
     for name, tensor in state.items():
         # the sum first: one cheap number tells in all but very rare cases

@@ -118,10 +118,7 @@ class Attention(nn.Module):
         return values.unfold(1, length, 1).flip(1)  # every row one step to the left of the last
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-        """[B, T, D], attending to the frames that `mask` [B, T] keeps -> [B, T, D].
-
-        bias [H, T, T]: of relative positions, before it is gated.
-        """
+        """[B, T, D] -> [B, T, D]; bias [H, T, T]: of relative positions, before it is gated."""
         # modules, for every family: adapters that wrap a Linear act on WavLM too (transformers
         # and s3prl hand its bare weights to a functional)
         query, key, value = (
@@ -145,10 +142,7 @@ class Attention(nn.Module):
 
 
 def buckets(offsets: Tensor, count: int, distance: int) -> Tensor:
-    """Of each key - query offset [...], its bucket [...] among `count`.
-
-    Exact when near, then logarithmic up to `distance`.
-    """
+    """Of offsets key - query [...] the buckets: exact when near, then logarithmic to `distance`."""
     side = count // 2  # buckets for keys before the query; as many for those behind
     near, steps = side // 2, offsets.abs()
     scale = math.log(distance / near)
@@ -187,7 +181,7 @@ class Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; mask [B, T] and bias [H, T, T] as of Attention."""
+        """[B, T, D] -> [B, T, D]; mask and bias as of Attention."""
         if self.stable:
             x = x + self.dropout(self.attention(self.layer_norm(x), mask, bias))
             return cast(Tensor, x + self.feed_forward(self.final_layer_norm(x)))
