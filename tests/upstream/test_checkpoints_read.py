@@ -238,6 +238,17 @@ def test_no_code_of_a_file_is_run(suffix: str, tmp_path: Path) -> None:
     assert mark.exists()  # it would have
 
 
+def test_a_config_names_no_code(tmp_path: Path) -> None:
+    """`file.py:Name` is the user's to write where a registered name may stand, not a file's."""
+    folder, mark = tiny.hf_folder(tmp_path), tmp_path / "harm"
+    (folder / "mine.py").write_text(f"import pathlib\nF = pathlib.Path({str(mark)!r}).touch()\n")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["model_type"] = f"{folder / 'mine.py'}:F"
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert "unknown family" in complaint(folder)
+    assert not mark.exists()
+
+
 def test_settings_are_read_and_not_evaluated(tmp_path: Path) -> None:
     content, mark = to_s3prl(tiny.encoder(tmp_path)), tmp_path / "harm"
     content["model_cfg"]["conv_feature_layers"] = f"[__import__('pathlib').Path('{mark}').touch()]"
