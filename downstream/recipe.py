@@ -143,10 +143,9 @@ def _named(registry: Registry[T], name: Any, where: str) -> T:
 
 
 def examples(recipe: Recipe, results: Path) -> list[Example]:
-    """The recipe's corpus, targets in the task's form (phones looked up where a lexicon is given).
+    """The recipe's corpus, phones as targets where a lexicon is given. Raises UserError.
 
-    `$RESULTS` in `root` is the results folder, where made-up corpora live; `$RECIPE` in `lexicon`
-    is the recipe's own folder.
+    `$RESULTS` in `root` is the results folder; `$RECIPE` in `lexicon` is the recipe's own folder.
     """
     where = f"{recipe.path}: corpus"
     options = {k: v for k, v in recipe.corpus.items() if k not in ("name", "root")}

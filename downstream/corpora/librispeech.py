@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -48,12 +49,11 @@ def read(
             )
         folder = require_folder(root / part, split)
         expected = {split: SIZES[part]} if check else {}
-        examples += complete(folder, _part(folder, split, target), expected, check)
+        examples += complete(folder, list(_part(folder, split, target)), expected, check)
     return examples
 
 
-def _part(folder: Path, split: str, target: str) -> list[Example]:
-    examples = []
+def _part(folder: Path, split: str, target: str) -> Iterator[Example]:
     for transcripts in sorted(folder.glob("*/*/*.trans.txt")):
         chapter = os.fspath(transcripts.parent)
         for number, line in enumerate(read_text(transcripts).splitlines(), 1):
@@ -62,6 +62,4 @@ def _part(folder: Path, split: str, target: str) -> list[Example]:
                 raise UserError(f"{transcripts}:{number}: no words after the utterance id {name!r}")
             speaker = name.partition("-")[0]
             label = text if target == "text" else speaker
-            path = f"{chapter}/{name}.flac"
-            examples.append(Example(name, path, None, None, label, speaker, split))
-    return examples
+            yield Example(name, f"{chapter}/{name}.flac", None, None, label, speaker, split)

@@ -46,17 +46,14 @@ def read(
 
     `file` lies in `root` or is an absolute path: `.csv`, `.tsv` (no quoting, so that a JSON cell
     stays as it is) or `.jsonl` (one object of plain values per line). `path`, `id`, `speaker`,
-    `split`, `start` and `end` are names of columns: audio paths relative to the table's folder,
-    start and end in seconds. Without `id`, the audio path without its suffix (and the part) is the
-    id. Without a column "speaker" each utterance counts as a speaker of its own; a column asked
-    for by another name must exist.
+    `split`, `start` and `end` are names of columns: paths relative to the table's folder, times in
+    seconds. The usual id is the path without its suffix (and the part). Without a column "speaker"
+    each utterance is a speaker of its own.
 
     The split column holds train, dev (or valid, validation), test, or fold1, fold2, ... When there
-    is none, or with `split: null`, a rule makes the splits, the same ones on every machine: `dev`
-    and `test` are shares (0.1 = a tenth) of the rows or, with `split_by: speaker`, of the speakers;
-    `folds: 5` with `split_by: speaker` gives fold1 ... fold5 (see `splits.py`).
-
-    Raises UserError, with the line of the table, for whatever is missing, empty or doubled.
+    is none, or with `split: null`, a rule makes the splits (see `splits.py`): `dev` and `test` are
+    shares (0.1 = a tenth) of the rows or, with `split_by: speaker`, of the speakers; `folds: 5`
+    with `split_by: speaker` gives fold1 ... fold5. Raises UserError, with the line of the table.
     """
     source = root / file
     columns, rows = _table(source)

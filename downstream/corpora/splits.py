@@ -106,14 +106,9 @@ def _folds(examples: Sequence[Example], folds: int) -> list[str]:
 def _groups(examples: Sequence[Example]) -> list[str]:
     """What to stratify each row by: its label, else its speaker, else nothing."""
     for names in ([e.target for e in examples], [e.speaker for e in examples]):
-        if _repeats(names):
+        if 2 * len(set(names)) <= len(names):  # transcripts and ids do not come again
             return names
     return [""] * len(examples)
-
-
-def _repeats(names: Sequence[str]) -> bool:
-    """Labels come again and again; transcripts and ids do not."""
-    return 2 * len(set(names)) <= len(names)
 
 
 def _hash(name: str) -> str:

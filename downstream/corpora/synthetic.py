@@ -118,13 +118,6 @@ PARTS = {
 }
 
 
-class Speaker(NamedTuple):
-    name: str
-    voice: str
-    traits: tuple[float, float, float, float]  # pitch, range, rate, vocal tract
-    each: dict[str, int]  # utterances per split
-
-
 class Planned(NamedTuple):
     """An utterance before it is spoken."""
 
@@ -171,8 +164,10 @@ def text_for(part: str, rng: np.random.Generator) -> str:
     return sentence(rng)
 
 
-def cast(part: str, seed: int, scale: float) -> Iterator[Speaker]:
-    """The speakers of `part`."""
+def cast(
+    part: str, seed: int, scale: float
+) -> Iterator[tuple[str, str, list[float], dict[str, int]]]:
+    """The speakers: name, voice, [pitch, range, rate, tract] and utterances per split."""
     kind = PARTS[part]
     pairs = [f"{accent}+{variant}" for accent in ACCENTS.split() for variant in VARIANTS.split()]
     voices = list(np.random.default_rng(seed).permutation(pairs)[kind.pairs])
@@ -182,8 +177,8 @@ def cast(part: str, seed: int, scale: float) -> Iterator[Speaker]:
         each = kind.each if split == "all" else {split: kind.each[split]}
         of_split, voices = voices[:count], voices[count:]
         for number in range(max(2, round(count * scale))):
-            traits = tuple(rng.uniform([25, 30, 150, 0.88], [75, 70, 195, 1.14]))
-            yield Speaker(next(names), str(of_split[number % len(of_split)]), traits, each)
+            traits = list(rng.uniform([25, 30, 150, 0.88], [75, 70, 195, 1.14]))
+            yield next(names), str(of_split[number % len(of_split)]), traits, each
 
 
 def plan(part: str, seed: int = 0, scale: float = 1.0) -> list[Planned]:

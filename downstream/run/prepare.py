@@ -212,7 +212,7 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
                 raise UserError(f"{where}: {error}") from error
             if symbols:
                 unknown[i] = symbols
-    counts = Counter(symbol for symbols in unknown.values() for symbol in symbols)
+    counts = Counter(itertools.chain(*unknown.values()))
     most = ", ".join(f"{symbol} ({count})" for symbol, count in counts.most_common(8))
     advice = "; `tokens: train` takes them from the training targets"
     warning = (

@@ -22,11 +22,7 @@ def cer(reference: str, hypothesis: str) -> Tally:
 
 
 def per(reference: str, hypothesis: str) -> Tally:
-    """Phone errors, tokens split at each single space.
-
-    As in s3prl `downstream/ctc/metric.py`, an empty string is therefore one (empty) token, which
-    matters for empty references only.
-    """
+    """Phone errors; an empty string is one (empty) token (s3prl downstream/ctc/metric.py)."""
     return _edits(reference.split(" "), hypothesis.split(" "))
 
 
