@@ -35,9 +35,8 @@ def read(
     for number, line in enumerate(read_text(source).splitlines(), 1):
         code, _, name = line.strip().partition(" ")
         if code not in SPLITS or name.count("/") != 2:
-            raise UserError(
-                f"{source}:{number}: {line!r} is not `<1, 2 or 3> <speaker>/<video>/<file>.wav`"
-            )
+            due = "`<1, 2 or 3> <speaker>/<video>/<file>.wav`"
+            raise UserError(f"{source}:{number}: {line!r} is not {due}")
         speaker = name.partition("/")[0]
         path = f"{homes.get(speaker, os.path.join(root, WAV_FOLDERS[0]))}/{name}"
         utterance = name.removesuffix(".wav")
@@ -50,15 +49,11 @@ def read(
 
 
 def _split_file(root: Path, given: str | None) -> Path:
-    if given:
-        return root / given
-    for name in SPLIT_FILES:
-        if (root / name).exists():
+    for name in (given,) if given else SPLIT_FILES:
+        if given or (root / name).exists():
             return root / name
-    raise UserError(
-        f"{root}: neither {' nor '.join(SPLIT_FILES)} is there; "
-        "copy the official identification split into it or name it with `split_file`"
-    )
+    cure = "copy the official identification split into it or name it with `split_file`"
+    raise UserError(f"{root}: neither {' nor '.join(SPLIT_FILES)} is there; {cure}")
 
 
 def _speaker_folders(root: Path) -> dict[str, str]:
