@@ -19,20 +19,16 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
 
 def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
     memory, stored = (record[key] / 1e9 for key in ("peak_memory_bytes", "stored_bytes"))
-    cost = (
-        f"{record['seconds']:.0f} s, at most {memory:.2f} GB of memory, {stored:.2f} GB of weights"
-    )
+    seconds = f"{record['seconds']:.0f} s"
+    cost = f"{seconds}, at most {memory:.2f} GB of memory, {stored:.2f} GB of weights"
     rows = ((module, f"{100 * share:.3f} %") for module, share in record["moved"].items())
     recipe = (f"{key}: {value}" for key, value in record["recipe"].items() if value != "")
     return [
-        "# Fine-tuned upstream",
-        "",
+        "# Fine-tuned upstream\n",
         *_facts({**record, "cost": cost}, ("base", "metric", "best_dev", "created", "cost")),
         "",
         *_table(("module", "moved from the base by"), rows),
-        "",
-        "Recipe:",
-        "",
+        "Recipe:\n",
         *_block("yaml", *recipe),
         *_use(folder, record),
     ]
@@ -41,35 +37,26 @@ def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
 def _merged(folder: Path, record: Mapping[str, Any]) -> list[str]:
     count, prints = len(record["tuned"]), record["fingerprints"]
     forms = "a fine-tuned form of it" if count == 1 else f"{count} fine-tuned forms of it"
-    rows = ((module, _alpha(alpha)) for module, alpha in record["effective_alpha"].items())
+    rows = ((module, effective_text(alpha)) for module, alpha in record["effective_alpha"].items())
     alpha = _shown(record["params"].get("alpha", "default"))
     return [
-        f"# Merged upstream: {record['method']}, alpha {alpha}",
-        "",
+        f"# Merged upstream: {record['method']}, alpha {alpha}\n",
         f"A speech encoder whose weights lie between a pre-trained one and {forms}: fine-tuning",
         "teaches a task, merging back keeps what the encoder could do before (Speech-FT,",
-        "arXiv 2502.12672). alpha is the weight of the fine-tuned side: 0 is the base.",
-        "",
-        "## How it was made",
-        "",
+        "arXiv 2502.12672). alpha is the weight of the fine-tuned side: 0 is the base.\n",
+        "## How it was made\n",
         *_facts(record, ("base", "tuned", "method", "params", "licence", "created")),
         *_facts(record["recipe"], ("only", "pos_conv", "several", "origin")),
-        f"- fingerprints: {_shown({key: prints[key] for key in ('base', 'tuned', 'merged')})}",
-        "",
-        "Again, byte for byte the same weights:",
-        "",
+        f"- fingerprints: {_shown({key: prints[key] for key in ('base', 'tuned', 'merged')})}\n",
+        "Again, byte for byte the same weights:\n",
         *_block("", record["command"]),
-        "## How far each module went",
-        "",
+        "## How far each module went\n",
         "The effective alpha is the share of the way from the base to the (mean) fine-tuned model,",
-        "measured along that way: <m - b, t - b> / |t - b|^2.",
-        "",
+        "measured along that way: <m - b, t - b> / |t - b|^2.\n",
         *_table(("module", "effective alpha"), rows),
-        "",
         *_choice(record.get("choose")),
         *_use(folder, record),
-        "## Caveats",
-        "",
+        "## Caveats\n",
         *(f"- {line}" for line in _caveats(record)),
     ]
 
@@ -89,11 +76,9 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _alpha(value: float | None) -> str:
-    """NaN, or null where the record was read back: there was no way to go."""
-    if value is None or math.isnan(value):
-        return "fine-tuning left it alone"
-    return f"{value:.4f}"
+def effective_text(alpha: float) -> str:
+    """NaN: there was no way to go."""
+    return "fine-tuning left it alone" if math.isnan(alpha) else f"{alpha:.4f}"
 
 
 def _choice(choice: Mapping[str, Any] | None) -> list[str]:
@@ -109,29 +94,26 @@ def _choice(choice: Mapping[str, Any] | None) -> list[str]:
     if what == "members":  # numbers of the tuned models that the recipe names, from 0
         rule, other = "is the greedy soup by", f"All of them ({usual})"
     return [
-        f"## Why {what} {choice['chosen']}",
-        "",
+        f"## Why {what} {choice['chosen']}\n",
         f"It {rule} mean relative gain on the dev sets of {', '.join(tasks)}.",
-        f"{other} would be worse by (points): {regret}.",
-        "",
+        f"{other} would be worse by (points): {regret}.\n",
         *_table((what, *(f"{t} ({choice['metric'][t]})" for t in tasks), "gain"), rows),
-        "",
     ]
 
 
 def _use(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    lines, family = ["## How to use it", ""], record.get("family", "")
+    lines, family = ["## How to use it\n"], record.get("family", "")
     if record.get("file"):  # a file of the base's own kind
         file = folder / record["file"]
-        return [*lines, f"As the base's own file: `{file}` (s3prl: `-k {file}`).", ""]
-    lines += ["Here:", "", *_block("", f"benchmark.py --upstream hf:{folder}")]
+        return [*lines, f"As the base's own file: `{file}` (s3prl: `-k {file}`).\n"]
+    lines += ["Here:\n", *_block("", f"benchmark.py --upstream hf:{folder}")]
     code = ("from transformers import AutoModel", f'model = AutoModel.from_pretrained("{folder}")')
-    lines += ["In transformers:", "", *_block("python", *code)]
+    lines += ["In transformers:\n", *_block("python", *code)]
     if family in CONVERTED:
         name, converted = family.removesuffix("-audio"), folder / "s3prl.pt"
         export = f"benchmark.py export hf:{folder} --format s3prl --output {converted}"
         run = f"python run_downstream.py -m train -u {name}_local -k {converted} -d asr -n run"
-        lines += ["In s3prl:", "", *_block("", export, run)]
+        lines += ["In s3prl:\n", *_block("", export, run)]
     return lines
 
 
@@ -156,7 +138,7 @@ def _caveats(record: Mapping[str, Any]) -> list[str]:
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     titles = list(head)
-    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
+    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)] + [""]
 
 
 def _block(language: str, *lines: str) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,6 @@ from downstream.run.cell import Identity, cell
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions
 from upstream.base import Upstream
-from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.features.clips import overlapping
 
@@ -55,16 +54,12 @@ class Choose:
     @property
     def candidates(self) -> list[str]:
         """The alphas to choose from."""
-        return _texts(ALPHAS if self.alpha is None else self.alpha)
+        return [f"{alpha:g}" for alpha in (ALPHAS if self.alpha is None else self.alpha)]
 
     @property
     def scored(self) -> list[str]:
         """The same with 0 and 0.25, to compare them with."""
-        return _texts(sorted({0.0, DEFAULT, *map(float, self.candidates)}))
-
-
-def _texts(alphas: Iterable[float]) -> list[str]:
-    return [f"{alpha:g}" for alpha in alphas]
+        return sorted({"0", f"{DEFAULT:g}", *self.candidates}, key=float)
 
 
 @dataclass(frozen=True)
@@ -83,13 +78,11 @@ class Choice:
         """A table to print: candidate by task."""
         rows = [f"{self.what} chosen on dev scores of {', '.join(self.dev)}: {self.chosen}"]
         width = max(5, *map(len, self.gain))
+        labels = {task: f"{task} {METRICS[metric].label}" for task, metric in self.metric.items()}
         for candidate, gain in self.gain.items():
-            scores = "  ".join(
-                f"{task} {METRICS[self.metric[task]].label} {dev[candidate]:.2f}"
-                for task, dev in self.dev.items()
-            )
+            scores = (f"{labels[task]} {dev[candidate]:.2f}  " for task, dev in self.dev.items())
             name = f"{self.what} {candidate:<{width}}"
-            rows.append(f"  {name} {scores}  relative gain {100 * gain:+.1f} %")
+            rows.append(f"  {name} {''.join(scores)}relative gain {100 * gain:+.1f} %")
         mean_regret = sum(self.regret.values()) / len(self.regret)
         parts = ", ".join(f"{task} {points:.2f}" for task, points in self.regret.items())
         rows.append(f"  {self.usual} instead: {mean_regret:.2f} points worse on average ({parts})")
@@ -102,11 +95,11 @@ def pick(dev: Dev, metrics: Mapping[str, str], candidates: Sequence[str]) -> Cho
     Ties go to the alpha nearest to 0.25. `dev` must hold alphas 0 and 0.25 as well. Raises
     UserError if alpha 0 has no score to compare with.
     """
-    shares = gains(dev, metrics, "0")
-    best = max(shares[alpha] for alpha in candidates)
-    level = [float(alpha) for alpha in candidates if shares[alpha] >= best - TIE]
+    gain = gains(dev, metrics, "0")
+    best = max(gain[alpha] for alpha in candidates)
+    level = [float(alpha) for alpha in candidates if gain[alpha] >= best - TIE]
     chosen = min(level, key=lambda alpha: (abs(alpha - DEFAULT), alpha))
-    return _choice("alpha", f"{chosen:g}", f"{DEFAULT:g}", shares, dev, metrics)
+    return _choice("alpha", f"{chosen:g}", f"{DEFAULT:g}", "0", dev, metrics)
 
 
 def greedy(score: Callable[[Sequence[str]], Dev], metrics: Mapping[str, str], count: int) -> Choice:
@@ -120,13 +113,12 @@ def greedy(score: Callable[[Sequence[str]], Dev], metrics: Mapping[str, str], co
 
     def gain(members: Sequence[int]) -> float:
         candidate = together(members)
-        if candidate not in next(iter(dev.values())):
+        if any(candidate not in scores for scores in dev.values()):
             for task, scores in score([candidate]).items():
                 dev[task] |= scores
         return gains(dev, metrics, BASE)[candidate]
 
-    chosen = together(greedy_soup(gain, count))
-    return _choice("members", chosen, everyone, gains(dev, metrics, BASE), dev, metrics)
+    return _choice("members", together(greedy_soup(gain, count)), everyone, BASE, dev, metrics)
 
 
 def greedy_soup(score: Callable[[Sequence[int]], float], count: int) -> list[int]:
@@ -173,36 +165,28 @@ def gains(dev: Dev, metrics: Mapping[str, str], origin: str) -> dict[str, float]
             raise UserError(
                 f"choose: no head of alpha 0 (the base) learned {task}; look at its learning rates"
             )
-    shares = {
-        candidate: sum((e[origin] - e[candidate]) / max(e[origin], 1.0) for e in errors.values())
-        / len(errors)
-        for candidate in next(iter(errors.values()))
-    }
-    return {name: -math.inf if math.isnan(share) else share for name, share in shares.items()}
+
+    def gain(candidate: str) -> float:
+        shares = [(e[origin] - e[candidate]) / max(e[origin], 1.0) for e in errors.values()]
+        return -math.inf if math.isnan(mean := sum(shares) / len(shares)) else mean
+
+    return {candidate: gain(candidate) for candidate in next(iter(errors.values()))}
 
 
 def _errors(dev: Dev, metrics: Mapping[str, str]) -> Dev:
     """The scores as error rates."""
-
-    def error(task: str, score: float) -> float:
-        return score if METRICS[metrics[task]].better == "lower" else 100 - score
-
+    better = {task: METRICS[metrics[task]].better for task in dev}
     return {
-        task: {candidate: error(task, score) for candidate, score in scores.items()}
+        task: {c: s if better[task] == "lower" else 100 - s for c, s in scores.items()}
         for task, scores in dev.items()
     }
 
 
 def _choice(
-    what: What,
-    chosen: str,
-    usual: str,
-    gain: dict[str, float],
-    dev: Dev,
-    metrics: Mapping[str, str],
+    what: What, chosen: str, usual: str, origin: str, dev: Dev, metrics: Mapping[str, str]
 ) -> Choice:
-    errors = _errors(dev, metrics)
-    regret = {task: e[usual] - e[chosen] for task, e in errors.items()}
+    gain = gains(dev, metrics, origin)
+    regret = {task: e[usual] - e[chosen] for task, e in _errors(dev, metrics).items()}
     return Choice(what, chosen, usual, gain, dev, dict(metrics), regret)
 
 
@@ -236,11 +220,9 @@ def score(requests: Mapping[str, Request], tasks: Sequence[Prepared], options: R
         chosen = [score.dev[fold][f"{lr:g}"] for score in cells for fold, lr in score.lr.items()]
         return sum(chosen) / len(chosen)
 
+    named = dict(zip(requests, work.identities))
     return {
-        task.recipe.name: {
-            candidate: mean(identity, task)
-            for candidate, identity in zip(requests, work.identities)
-        }
+        task.recipe.name: {name: mean(identity, task) for name, identity in named.items()}
         for task in tasks
     }
 
@@ -250,16 +232,6 @@ def key(facts: Any, tasks: Sequence[Prepared]) -> str:
     seeds = [(prepared.revision, prepared.recipe.train.seeds) for prepared in tasks]
     text = json.dumps([VERSION, facts, seeds], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def place(root: Path, digest: str) -> Path:
-    """Where a choice is kept below the results folder."""
-    return root / "chosen" / f"{digest}.json"
-
-
-def save(path: Path, choice: Choice) -> None:
-    """Keep a choice for the next run and for worker processes."""
-    disk.write(path, json.dumps(asdict(choice), indent=1) + "\n")
 
 
 def read(path: Path) -> Choice:

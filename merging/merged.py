@@ -1,7 +1,6 @@
 """Stage 2 of Speech-FT: a pre-trained and fine-tuned upstreams in, a merged upstream out.
 
-A merge is settled once, into a folder of weights that is found by all that it is made from. What
-is scored afterwards are weights like any other's.
+A merge is settled once, into a folder of weights that is found by all that it is made from.
 """
 
 from __future__ import annotations
@@ -19,14 +18,7 @@ from downstream.recipe import RECIPES
 from downstream.run.prepare import Prepared, prepare
 from merging import choose as choosing
 from merging.choose import Choice
-from merging.recipe import (
-    YAML,
-    MergeRecipe,
-    altered,
-    load_recipe,
-    with_alpha,
-    with_members,
-)
+from merging.recipe import YAML, MergeRecipe, altered, load_recipe, with_alpha, with_members
 from merging.tuning import build_tuned
 from merging.weights.calibration import utterances
 from merging.write import RECORD, Merge, Written, as_encoder, write_merge, write_same
@@ -63,17 +55,18 @@ def open_merge(
     merge = Merge(plan, recipe, results, base, tuned)
     if plan.choose is None:
         return merge
-    what, tasks = plan.choose.what, _choice_tasks(plan, recipe, results)
+    what, tasks = plan.choose.what, _choice_tasks(plan.choose.tasks, recipe, results)
     choosing.require_held_out(tasks, tuned, str(recipe))
     rule = dataclasses.asdict(replace(plan, base="", tuned=[], compare=[]))
-    place = choosing.place(results, choosing.key([rule, merge.fingerprints()], tasks))
+    digest = choosing.key([rule, merge.fingerprints()], tasks)
+    place = results / "chosen" / f"{digest}.json"
     if not place.is_file():
         if choose is None:
             raise Undecided(
                 f"{recipe}: chooses its {what}, which is not done yet: run benchmark.py --upstream "
                 f"{recipe} first, or give {what}"
             )
-        choosing.save(place, choose(plan, tasks))
+        disk.write(place, json.dumps(dataclasses.asdict(choose(plan, tasks)), indent=1) + "\n")
     choice = choosing.read(place)
     if what == "alpha":
         return merge._replace(plan=with_alpha(plan, float(choice.chosen)), choice=choice)
@@ -82,43 +75,36 @@ def open_merge(
     return merge._replace(plan=plan, tuned=[tuned[i] for i in kept], choice=choice)
 
 
-def _choice_tasks(plan: MergeRecipe, recipe: Path, results: Path) -> list[Prepared]:
+def _choice_tasks(tasks: Sequence[str], recipe: Path, results: Path) -> list[Prepared]:
     """The tasks beside the recipe whose dev scores choose. Raises UserError."""
-    assert plan.choose is not None
     suite = task_recipes.suite(str(recipe.parent))
-    for task in plan.choose.tasks:
+    for task in tasks:
         if task not in suite:
             raise UserError(f"{recipe}: choose: tasks: no {task!r}{near_miss(task, suite)}")
-    return [prepare(task_recipes.load(suite[task]), results) for task in plan.choose.tasks]
+    return [prepare(task_recipes.load(suite[task]), results) for task in tasks]
 
 
 def folder_of(merge: Merge) -> Path:
     """Where the weights of a merge are kept, under whatever name they were asked for."""
-    plan = replace(merge.plan, base="", tuned=[], compare=[], choose=None)
-    plan = replace(plan, method=user_code.identity(plan.method))
+    method = user_code.identity(merge.plan.method)
+    plan = replace(merge.plan, base="", tuned=[], compare=[], choose=None, method=method)
     clips = utterances(plan.calibrate, merge.recipe.parent, merge.results) if plan.calibrate else []
     facts = [VERSION, dataclasses.asdict(plan), [clip.key for clip in clips], merge.fingerprints()]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     return merge.results / "upstreams" / f"{merge.recipe.stem}@{digest}"
 
 
-def settle(merge: Merge) -> Path:
-    """The folder with the weights of a merge, made now if they are not there.
+def settled_spec(merge: Merge) -> str:
+    """What `upstream.load` takes for a merge: its folder, made now, with the options of its base.
 
     A process that makes the same is waited for. Raises UserError for models that do not match and
     for a folder that cannot be written.
     """
-    folder = folder_of(merge)
+    folder, base = folder_of(merge), merge.base
     with disk.lease(folder, wait=True):
         if not (folder / RECORD).is_file():
             write_merge(merge, folder)
-    return folder
-
-
-def settled_spec(merge: Merge) -> str:
-    """What `upstream.load` takes for it: the folder, with the options of its base."""
-    base = merge.base
-    return f"{settle(merge)}:padding={base.padding}:precision={base.precision}"
+    return f"{folder}:padding={base.padding}:precision={base.precision}"
 
 
 def merged(

@@ -58,17 +58,14 @@ def with_alpha(plan: MergeRecipe, alpha: Any) -> MergeRecipe:
 
 
 def with_members(plan: MergeRecipe, members: str, where: str) -> MergeRecipe:
-    """The recipe with some of its tuned models (`0+2`), which replaces a choice of members.
-
-    Raises UserError for models that it does not have.
-    """
+    """The recipe with some of its tuned models (`0+2`), not to be chosen any more. UserError."""
     tuned = [plan.tuned[number] for number in apart(members, len(plan.tuned), where)]
     choose = plan.choose if plan.choose and plan.choose.what == "alpha" else None
     return replace(plan, tuned=tuned, choose=choose)
 
 
 def altered(
-    recipe: Path, method: str | None, alpha: float | None, members: str | None
+    recipe: Path, method: str | None = None, alpha: float | None = None, members: str | None = None
 ) -> MergeRecipe:
     """The recipe with another method, alpha or members; what is given is not chosen. UserError."""
     plan = load_recipe(recipe)
@@ -83,8 +80,8 @@ def recipe_of(
     base: str, tuned: Sequence[str], method: str | None, overrides: Mapping[str, Any]
 ) -> MergeRecipe:
     """The recipe of a merge that is described on the command line. Raises UserError."""
-    data = {"kind": "merge", "base": base, "tuned": list(tuned)}
-    data |= {"method": method} if method is not None else {}
+    method = "linear" if method is None else method
+    data = {"kind": "merge", "base": base, "tuned": list(tuned), "method": method}
     recipe = build(MergeRecipe, override(data, placed(overrides), "merge"), "merge")
     _check(recipe, "merge")
     return recipe
@@ -98,12 +95,10 @@ def placed(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def command(plan: MergeRecipe, recipe: Path, output: Path, form: str) -> str:
     """The line that writes the same folder again."""
-    words = ["benchmark.py", "merge"]
     if recipe.is_file():
-        words.append(str(recipe))
-        written = load_recipe(recipe)
+        words, written = [str(recipe)], load_recipe(recipe)
     else:
-        words += ["--base", plan.base, "--tuned", *plan.tuned]
+        words = ["--base", plan.base, "--tuned", *plan.tuned]
         written = MergeRecipe("merge", plan.base, plan.tuned)
     wanted, there = dataclasses.asdict(plan), dataclasses.asdict(written)
     changed = {k: v for k, v in wanted.pop("params").items() if there["params"].get(k) != v}
@@ -113,7 +108,7 @@ def command(plan: MergeRecipe, recipe: Path, output: Path, form: str) -> str:
     for key, value in changed.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
     words += ["--format", form] if form != "hf" else []
-    return shlex.join([*words, "--output", str(output)])
+    return shlex.join(["benchmark.py", "merge", *words, "--output", str(output)])
 
 
 def _check(recipe: MergeRecipe, where: str) -> None:

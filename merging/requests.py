@@ -69,13 +69,11 @@ def requests(
     """The upstreams to score, and the name of the one that differences are taken from.
 
     One `merged` alone brings its comparison along: what its recipe names under `compare`, the
-    pre-trained base (the reference) and the fine-tuned upstream. So does one curve, which has no
-    need of the fine-tuned one. With `options`, what is built here is built, and a recipe that
-    chooses alpha or members is scored for it; without, what is not built yet stays a recipe.
+    pre-trained base (the reference) and, unless it is a curve, the fine-tuned upstream. With
+    `options` all is chosen and built; without, what is not built yet stays a recipe.
     """
-    groups = curves(specs)
+    groups, reference = curves(specs), None
     listed = [request(spec, suite, results) for group in groups for spec in group]
-    reference = None
     built = _built(listed[0])
     if len(groups) == 1 and built and built.member is None:
         plan, reference = built.plan, built.plan.base
@@ -98,8 +96,7 @@ def _built(request: Request) -> Built | None:
     recipe, results = Path(options.pop("recipe")), Path(options.pop("results"))
     if name == "finetuned":
         return Built(recipe, results, load_recipe(recipe), options.get("member", 0))
-    alterations = (options.get(key) for key in ("method", "alpha", "members"))
-    return Built(recipe, results, altered(recipe, *alterations), None)
+    return Built(recipe, results, altered(recipe, **options), None)
 
 
 def _settled(request: Request, options: RunOptions | None) -> Request:
@@ -129,14 +126,14 @@ def _choose(
     assert choose is not None
     metrics = {task.recipe.name: task.recipe.kind_of_task().metrics[0] for task in tasks}
 
+    def candidate(name: str) -> Request:
+        if name == BASE:
+            return Request(plan.base, plan.base)
+        word = f":{choose.what}={name}"
+        return _settled(Request(request.name + word, request.spec + word, request.options), options)
+
     def score(candidates: Sequence[str]) -> Dev:
-        words = {each: f":{choose.what}={each}" for each in candidates}
-        listed = {
-            each: Request(plan.base, plan.base) if each == BASE
-            else _settled(Request(request.name + w, request.spec + w, request.options), options)
-            for each, w in words.items()
-        }  # fmt: skip
-        return choosing.score(listed, tasks, options)
+        return choosing.score({name: candidate(name) for name in candidates}, tasks, options)
 
     if choose.what == "members":
         return choosing.greedy(score, metrics, len(plan.tuned))
@@ -148,17 +145,14 @@ def unbuilt(request: Request) -> Unbuilt | None:
     built = _built(request)
     if built is None:
         return None
-    untrained = _untrained(built)
-    waiting = [
-        f"{plan.recipe.name}: {plan.recipe.steps} steps of fine-tuning" for plan in untrained
-    ]
+    waiting, seconds = [], 0.0
+    for recipe, _, _, task in _untrained(built):
+        waiting.append(f"{recipe.name}: {recipe.steps} steps of fine-tuning")
+        utterances = recipe.steps * recipe.batch * recipe.accumulate
+        seconds += utterances * task.seconds / len(task.clips)
     if (choose := built.plan.choose) and built.member is None:
         count = len(choose.scored if choose.what == "alpha" else built.plan.tuned)
         waiting.append(f"{choose.what} to choose from {count} on {', '.join(choose.tasks)}")
-    seconds = 0.0
-    for recipe, _, _, task in untrained:
-        utterances = recipe.steps * recipe.batch * recipe.accumulate
-        seconds += utterances * task.seconds / len(task.clips)
     base = Request(built.plan.base, built.plan.base)
     return Unbuilt(", ".join(waiting) or "merging", base, seconds)
 

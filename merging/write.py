@@ -14,7 +14,7 @@ from torch import Tensor
 
 import upstream
 from downstream.report.results import finite, provenance
-from merging.card import write_card
+from merging.card import effective_text, write_card
 from merging.choose import Choice
 from merging.methods import STATISTICS
 from merging.recipe import MergeRecipe, command
@@ -55,30 +55,28 @@ class Merge(NamedTuple):
         with ThreadPoolExecutor() as pool:
             return list(pool.map(Encoder.fingerprint, self.models))
 
-    def weights(self, report: Report | None = None) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, report: Report) -> Iterator[tuple[str, Tensor]]:
         """The merged weights, one by one. Raises UserError for models that do not match."""
-        plan = self.plan
+        plan, stats = self.plan, None
         _require_related(self.base, self.tuned, plan)
-        stats: Sequence[Weights] | None = None
         if (kind := STATISTICS.get(plan.method)) and plan.calibrate:
-            where = (self.recipe.parent, self.results)
-            stats = calibrated(kind, self.models, plan.calibrate, *where)
+            folders = (self.recipe.parent, self.results)
+            stats = calibrated(kind, self.models, plan.calibrate, *folders)
         base, *tuned = (encoder.model.state_dict() for encoder in self.models)
-        options = (plan.method, plan.params, plan.options, stats, report)
-        return merge_tensors(base, tuned, *options)
+        return merge_tensors(base, tuned, plan.method, plan.params, plan.options, stats, report)
 
 
 class Written(NamedTuple):
     """What a merge wrote down about itself."""
 
-    effective_alpha: dict[str, float]
     record: dict[str, Any]
 
     def lines(self) -> list[str]:
         """To print: the effective alpha per module and what else was measured."""
+        effective = self.record["effective_alpha"].items()  # NaN: there was no way to go
         rows = [
-            f"  {m:<12} " + ("fine-tuning left it alone" if a != a else f"effective alpha {a:.4f}")
-            for m, a in self.effective_alpha.items()  # a != a: NaN, there was nowhere to go
+            f"  {module:<12} {'' if alpha != alpha else 'effective alpha '}{effective_text(alpha)}"
+            for module, alpha in effective
         ]
         if (moved := self.record["pos_conv_difference"]) is not None:
             rows.append(f"  kernel of pos_conv: factors or kernel, {100 * moved:.3g} % apart")
@@ -130,8 +128,8 @@ def write_same(plan: MergeRecipe, recipe: Path, tuned: Sequence[str], output: Pa
         for number, other in enumerate(others, 1):
             require_origin(base, other, f"tuned model {number} ({names[number]})", None, None)
     _begin(output)
-    options = (plan.method, plan.params, plan.options, None, report)
-    weights = dict(merge_tensors(base, others, *options))
+    rule = (plan.method, plan.params, plan.options)
+    weights = dict(merge_tensors(base, others, *rule, report=report))
     source = Path(plan.base)
     container.write(source, weights, output if source.is_dir() else output / source.name)
     with ThreadPoolExecutor() as pool:
@@ -154,9 +152,9 @@ def as_encoder(model: Upstream, name: str) -> Encoder:
 
 def _require_related(base: Encoder, tuned: Sequence[Encoder], plan: MergeRecipe) -> None:
     """UserError unless all are of one architecture and, if it is to be checked, of one origin."""
+    ours = base.identity()
     for number, other in enumerate(tuned, 1):
-        if other.identity() != base.identity():
-            ours, theirs = base.identity(), other.identity()
+        if (theirs := other.identity()) != ours:
             wrong = [f"{k} {theirs.get(k)}, not {v}" for k, v in ours.items() if theirs.get(k) != v]
             raise UserError(f"{other.source}: is not like {base.source}: {'; '.join(wrong[:3])}")
         if plan.origin == "checked":
@@ -198,4 +196,4 @@ def _finish(
     }
     write_card(output, record)
     disk.write(output / RECORD, json.dumps(finite(record), indent=1) + "\n")
-    return Written(report.effective.result(), record)
+    return Written(record)

@@ -5,10 +5,9 @@ fine-tuned one, all float32 and of one shape, and returns the merged tensor, flo
 none of them. Its keyword-only arguments are the keys that a merge recipe may hold, save the
 RESERVED ones, which the engine fills in. A new method is a function and a row below.
 
-`alpha` means the same in all of them: how far to go from the base along the task vector
-(tuned - base), or along what the method makes of several. 0 is the base; the order of the tuned
-models does not matter. Nothing divides alpha out again when there is one model only, as TIES and
-DELLA of other toolkits do when they normalise by the sum of weights.
+`alpha` is in all of them how far to go from the base along the task vector (tuned - base), or along
+what the method makes of several: 0 is the base, 1 with one model the tuned one unless the method
+says otherwise. The order of the tuned models does not matter.
 """
 
 from __future__ import annotations

@@ -24,27 +24,19 @@ def mean_vector(base: Tensor, tuned: Sequence[Tensor]) -> Tensor:
 
 
 def linear(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tensor:
-    """Base + alpha * mean task vector: Speech-FT's stage 2 (arXiv 2502.12672), WiSE-FT.
-
-    alpha 0 gives the base, 1 the tuned model (the mean of several).
-    """
+    """Base + alpha * mean task vector: Speech-FT's stage 2 (arXiv 2502.12672), WiSE-FT."""
     return mean_vector(base, tuned).mul_(alpha).add_(base)
 
 
 def task_arithmetic(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tensor:
-    """Base + alpha * sum of task vectors (Ilharco et al., arXiv 2212.04089).
-
-    alpha 0 gives the base, 1 with one model the tuned one; with n models it goes n times as far
-    as `linear`.
-    """
+    """Base + alpha * sum of task vectors (arXiv 2212.04089): of n, n times as far as `linear`."""
     return linear(base, tuned, alpha=alpha * len(tuned))
 
 
 def soup(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) -> Tensor:
-    """Uniform model soup: the mean of the tuned models (Wortsman et al., arXiv 2203.05482).
+    """Uniform model soup: the mean of the tuned models (arXiv 2203.05482), whatever the base is.
 
-    alpha 0 gives the base; 1, the paper's and the default, the mean of the tuned models whatever
-    the base is. A recipe's `choose: {tasks: [...], members: greedy}` makes it a greedy soup.
+    A recipe's `choose: {tasks: [...], members: greedy}` makes it a greedy soup.
     """
     return torch.lerp(base, torch.stack(list(tuned)).mean(0), alpha)
 
@@ -63,8 +55,8 @@ def slerp_falls_back(base: Tensor, tuned: Tensor) -> bool:
 def slerp(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 0.25) -> Tensor:
     """Along the arc between base and one tuned model (Shoemake 1985), tensor by tensor.
 
-    Linear where the arc is not defined or too short to matter, see `slerp_falls_back`. alpha 0
-    gives the base, 1 the tuned model. Raises UserError for several tuned models.
+    Linear where the arc is not defined or too short to matter, see `slerp_falls_back`.
+    Raises UserError for several tuned models.
     """
     if len(tuned) != 1:
         raise UserError(f"slerp: needs one tuned model, not {len(tuned)}; use linear for several")
@@ -86,10 +78,9 @@ def lines(
 ) -> Tensor:
     """LiNeS: alpha grows linearly with depth, shallow layers stay near the base.
 
-    Wang et al., arXiv 2410.17146. The last layer goes alpha far, the first `shallow` * alpha: the
-    paper's alpha is `shallow` * alpha here, and its beta (1 - `shallow`) * alpha. What lies outside
-    the layers counts as the first, the head as the last. alpha 0 gives the base; alpha 1 the tuned
-    model in the last layer, and everywhere if `shallow` is 1.
+    arXiv 2410.17146. The last layer goes alpha far, the first `shallow` * alpha: the paper's alpha
+    is `shallow` * alpha here, and its beta (1 - `shallow`) * alpha. What lies outside the layers
+    counts as the first, the head as the last.
     """
     layer = depth if place.part == "head" else place.layer or 1
     rise = (layer - 1) / max(depth - 1, 1)
@@ -97,12 +88,11 @@ def lines(
 
 
 def model_stock(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) -> Tensor:
-    """Model Stock: the more the task vectors agree, the farther (Jang et al., arXiv 2403.19522).
+    """Model Stock: the more the task vectors agree, the farther (arXiv 2403.19522).
 
     Goes alpha * n c / (1 + (n - 1) c) along the mean task vector, c being their mean cosine in
-    this tensor. alpha 0 gives the base; 1, the default, the paper's point, which is the tuned model
-    if all are the same. Vectors that disagree (c < 0) give the base, as the paper's geometry has
-    no such case and its ratio would go backwards without bound. Raises UserError for one model.
+    this tensor. Vectors that disagree (c < 0) give the base: the paper's geometry has no such case,
+    and its ratio would go backwards without bound. Raises UserError for one model.
     """
     count = len(tuned)
     if count < 2:
@@ -128,7 +118,7 @@ def low_rank(
 
     The mean task vector, as a matrix [out, the rest], keeps its largest singular values: the share
     `keep` of their number (`by: rank`) or of the sum of their squares (`by: energy`), rounded up.
-    Biases and scales stay whole. alpha 0 gives the base, 1 with `keep` 1 the (mean) tuned model.
+    Biases and scales stay whole.
     """
     if base.ndim < 2:
         return linear(base, tuned, alpha=alpha)

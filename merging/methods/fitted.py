@@ -1,9 +1,8 @@
 """Methods that weigh weights by what they do on data: Fisher and RegMean.
 
 Their `stats` were gathered on calibration clips, one tensor for each of [base, *tuned]. The base
-has weight 1 - alpha and each of n tuned models alpha / n, so both methods are a weighted mean that
-the data correct: alpha 0 gives the base, 1 leaves the base out (with one model: the tuned one).
-Where the data say nothing (no statistics, or zero) they are `linear`.
+has weight 1 - alpha and each of n tuned models alpha / n: both are a weighted mean that the data
+correct, and `linear` where the data say nothing (no statistics, or zero).
 """
 
 from __future__ import annotations
@@ -56,10 +55,9 @@ def regmean(
 ) -> Tensor:
     """RegMean: the linear layer whose outputs are nearest to all models' (arXiv 2212.09849).
 
-    Jin et al. 2023: W = (sum w W_i G_i) (sum w G_i)^-1 for weights [out, in] and `stats` the Gram
-    matrices X^T X [in, in] of each model's inputs, off-diagonals times `off_diagonal` (the paper's
-    0.9). Solved in float64 for the correction of the weighted mean; RIDGE keeps unseen directions
-    at that mean.
+    W = (sum w W_i G_i) (sum w G_i)^-1 for weights [out, in] and `stats` the Gram matrices X^T X
+    [in, in] of each model's inputs, off-diagonals times `off_diagonal`. Solved in float64 for the
+    correction of the weighted mean; RIDGE keeps unseen directions at that mean.
     """
     weights = _weights(alpha, len(tuned), "regmean")
     mean = linear(base, tuned, alpha=alpha).double()

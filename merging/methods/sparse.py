@@ -19,11 +19,7 @@ from upstream.common.schema import Share
 
 
 def by_content(tuned: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors in the order of their digests.
-
-    Random masks then belong to a model's content, not to its number, and sums round alike: a
-    merge does not depend on the order in which its models are named.
-    """
+    """The tensors by digest: random masks and rounding do not depend on the models' order."""
     return sorted(tuned, key=lambda t: hashlib.sha1(t.numpy().tobytes()).digest())
 
 
@@ -35,9 +31,8 @@ def task_vectors(base: Tensor, tuned: Sequence[Tensor]) -> list[Tensor]:
 def average(vectors: Sequence[Tensor], elect: bool) -> Tensor:
     """Mean of the vectors; with `elect`, value by value of those that agree with the sum's sign.
 
-    Zeros do not vote, and where the sum is zero nothing is elected: both as in the TIES paper's
-    sgn. (mergekit counts a tie as a vote for plus, so that negating all weights would not negate
-    the merge.)
+    Zeros do not vote, and where the sum is zero nothing is elected, as in the TIES paper's sgn
+    (mergekit counts a tie as a vote for plus).
     """
     stack = torch.stack(list(vectors))
     if not elect:
@@ -49,8 +44,8 @@ def average(vectors: Sequence[Tensor], elect: bool) -> Tensor:
 def band(vector: Tensor, density: float, gamma: float) -> Tensor:
     """The share `density` of values that is largest in magnitude after the `gamma` largest ones.
 
-    At least one value stays. Equal magnitudes at an edge all stay: which of them would go is
-    otherwise up to the sort, and weights stored in half precision have many.
+    At least one value stays, and so do all of equal magnitude at an edge: weights stored in half
+    precision have many, and the sort would decide.
     """
     size = vector.abs().flatten()
     kept = max(1, int(density * len(size)))
@@ -64,10 +59,8 @@ def ties(
 ) -> Tensor:
     """TIES: trim to the largest values, elect a sign, average what agrees (arXiv 2306.01708).
 
-    Yadav et al. 2023. `density` is the share of each task vector that stays. alpha 0 gives the
-    base; 1 with one model the tuned one where it changed most and the base elsewhere (all of it
-    with `density` 1). As mergekit's `ties` with weights 1 and lambda = alpha: each tensor is
-    trimmed alone, where the paper trims the task vector as a whole.
+    `density` is the share of each task vector that stays. As mergekit's `ties` with weights 1 and
+    lambda = alpha: each tensor is trimmed alone, where the paper trims the task vector as a whole.
     """
     vectors = [band(v, density, 0.0) for v in task_vectors(base, tuned)]
     return base + alpha * average(vectors, elect=True)
@@ -84,10 +77,8 @@ def dare(
 ) -> Tensor:
     """DARE: drop task-vector values at random and rescale the rest (arXiv 2311.03099).
 
-    Yu et al. 2023; `density` is 1 - p: each value stays with this probability and is divided by
-    it, so that the expectation is `linear`. alpha 0 gives the base; 1 with one model the tuned one
-    on average (exactly with `density` 1). mergekit rescales by the ratio of L1 norms instead: that
-    is biased (a tensor of one value shrinks to density times its own on average).
+    `density` is 1 - p: each value stays with this probability and is divided by it, so that the
+    expectation is `linear` (mergekit rescales by the ratio of L1 norms, which is biased).
     """
     vectors = [
         v * torch.bernoulli(torch.full_like(v, density), generator=rng) / density
@@ -107,10 +98,9 @@ def breadcrumbs(
 ) -> Tensor:
     """Model Breadcrumbs: leave out the largest and the smallest values (arXiv 2312.06795).
 
-    Davari and Belilovsky 2023; of each task vector the share `gamma` of largest values goes, the
-    share `density` of next ones stays (the paper's beta is 1 - gamma - density). alpha 0 gives the
-    base; 1 with one model the tuned one in what stays (all with `density` 1, `gamma` 0). Where the
-    two exceed 1, mergekit lessens gamma in silence (to none with density 1); here it is an error.
+    Of each task vector the share `gamma` of largest values goes, the share `density` of next ones
+    stays (the paper's beta is 1 - gamma - density). Raises UserError where the two exceed 1
+    (mergekit lessens gamma in silence).
     """
     if density + gamma > 1:
         raise UserError(f"breadcrumbs: gamma: {gamma:g} must be at most 1 - density")
@@ -130,12 +120,10 @@ def della(
 ) -> Tensor:
     """DELLA: DARE that drops small values more often, then elects a sign (arXiv 2406.11617).
 
-    Deep et al. 2024. In each row (output unit) a value stays with a probability that rises with
-    its rank in magnitude from density - epsilon to density + epsilon, as in mergekit, and is
-    divided by it, so that the expectation for one model is `linear`. alpha 0 gives the base; 1
-    with one model the tuned one on average (exactly with `density` 1, `epsilon` 0). mergekit's is
-    not sound in three ways: one L1 ratio replaces the division (biased to large values), ranks run
-    along axis 1 alone in convolutions, and a row of one value has probability 0/0.
+    In each row (output unit) a value stays with a probability that rises with its rank in magnitude
+    from density - epsilon to density + epsilon, as in mergekit, and is divided by it, so that the
+    expectation for one model is `linear`. (mergekit's one L1 ratio instead favours large values,
+    its ranks run along axis 1 alone in convolutions, and a row of one value has probability 0/0.)
     """
     if density - epsilon <= 0 or density + epsilon > 1:
         raise UserError(

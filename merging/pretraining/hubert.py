@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,8 +14,6 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from upstream.common import disk
 from upstream.common.schema import Positive
-
-KERNELS, STRIDES = [10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]  # as published: 320 x
 
 
 @dataclass(frozen=True)
@@ -34,28 +33,21 @@ class Model:
 
 
 def new_model(model: Model) -> HubertModel:
-    """A HubertModel of that size, in the published layout, randomly initialised."""
-    return HubertModel(
-        HubertConfig(
-            hidden_size=model.hidden,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.heads,
-            intermediate_size=model.feed_forward,
-            conv_dim=model.conv,
-            conv_kernel=KERNELS,
-            conv_stride=STRIDES,
-            conv_bias=False,
-            feat_extract_norm="group",
-            num_conv_pos_embeddings=model.position.kernel,
-            num_conv_pos_embedding_groups=model.position.groups,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            activation_dropout=0.0,
-            feat_proj_dropout=0.0,
-            final_dropout=0.0,
-            layerdrop=0.0,
-        )
+    """A HubertModel of that size, in the published layout, randomly initialised, no dropout."""
+    kinds = ("hidden", "attention", "activation", "feat_proj", "final")
+    dropouts: dict[str, Any] = {f"{kind}_dropout": 0.0 for kind in kinds}
+    config = HubertConfig(
+        hidden_size=model.hidden,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        intermediate_size=model.feed_forward,
+        conv_dim=model.conv,
+        num_conv_pos_embeddings=model.position.kernel,
+        num_conv_pos_embedding_groups=model.position.groups,
+        layerdrop=0.0,
+        **dropouts,
     )
+    return HubertModel(config)
 
 
 def encode(model: HubertModel, stem: Tensor, mask: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """HuBERT in miniature, from scratch, on one core: how the demo's pre-trained encoder was made.
 
-Two departures from the published recipe (Hsu et al. 2021, arXiv:2106.07447), both because the
-plain one is hopeless at this budget. (1) The convolutional stem is trained first, to regress the
-log spectrum of its own frame, then frozen: its outputs are computed once and kept in memory.
-(2) Two heads predict k-means clusters, of MFCC with and without cepstral mean normalisation, so
-that speaker and channel stay in the representation along with the phones; frames that are not
-masked count too, at a lower weight. The paper's second iteration (clusters of a middle layer) is
-left out: at this size they agree with the phones no better than those of MFCC do.
+Departures from the published recipe (arXiv:2106.07447), which is hopeless at this budget. (1) The
+convolutional stem is trained first, to regress the log spectrum of its own frame, then frozen: its
+outputs are computed once and kept in memory. (2) Two heads predict k-means clusters, of MFCC with
+and without cepstral mean normalisation, so that speaker and channel stay in the representation
+along with the phones; frames that are not masked count too, at a lower weight. (3) No second
+iteration: clusters of a middle layer agree with the phones no better than those of MFCC do.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def gather(config: PretrainConfig, root: Path, say: Callable[[str], None]) -> li
     for name, paths in (("synthetic", synthetic_paths), ("real", real_paths)):
         wavs = [(audio.load(p) * 32767).to(torch.int16) for p in progress(paths, f"reading {name}")]
         wavs = list(_joined(wavs, round(2 * config.seconds * SAMPLE_RATE)))
-        hours = sum(len(wav) for wav in wavs) / SAMPLE_RATE / 3600
+        hours = sum(map(len, wavs)) / SAMPLE_RATE / 3600
         say(f"{name} speech: {len(paths)} files, {hours:.2f} h")
         sources.append(wavs)
     if not real_paths:
@@ -101,24 +100,22 @@ class Batches:
         self.starts: list[Tensor] = []  # per source: every frame at which a crop may start
         offset = 0
         for source in sources:
-            starts = []
+            starts = [torch.arange(0)]
             for stem in source:
                 starts.append(offset + torch.arange(max(0, len(stem) - self.length + 1)))
                 offset += len(stem)
-            self.starts.append(torch.cat(starts) if starts else torch.zeros(0, dtype=torch.int64))
+            self.starts.append(torch.cat(starts))
 
     def __call__(self, step: int, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         real = round(config.batch * config.real_share) if len(self.starts[1]) else 0
-        begin = torch.cat(
-            [
-                starts[torch.randint(len(starts), (count,), generator=rng)]
-                for starts, count in zip(self.starts, (config.batch - real, real))
-                if count
-            ]
-        )
-        frames = begin[:, None] + torch.arange(self.length)
+        begin = [
+            starts[torch.randint(len(starts), (count,), generator=rng)]
+            for starts, count in zip(self.starts, (config.batch - real, real))
+            if count
+        ]
+        frames = torch.cat(begin)[:, None] + torch.arange(self.length)
         mask = torch.rand(config.batch, self.length, generator=rng) < config.mask_start
         for _ in range(config.mask_span - 1):  # each span grows by one frame to the right
             mask[:, 1:] |= mask[:, :-1].clone()
@@ -126,13 +123,10 @@ class Batches:
 
 
 def pretrain(config: PretrainConfig, output: Path) -> None:
-    """Train, or go on training, and write `output` (an HF folder, its log and its state).
+    """Train, or go on training: an HF folder with its log; interruptions do not change the result.
 
-    The state (stem, targets, checkpoint) lies in `output/state`; the HF folder is rewritten at
-    every checkpoint, so a snapshot can be taken at any time. Interruptions do not change the
-    result. The synthetic corpus is looked for in `corpora/synthetic` beside `output`, and spoken
-    there if missing. Raises UserError without eSpeak NG, or if `output` holds a run of another
-    recipe.
+    The synthetic corpus is that of `corpora/synthetic` beside `output`, spoken there if missing.
+    Raises UserError without eSpeak NG, or if `output` holds a run of another recipe.
     """
     state = output / "state"
     state.mkdir(parents=True, exist_ok=True)
@@ -140,18 +134,15 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     if recipe.exists() and recipe.read_text() != text:
         raise UserError(f"{output} was begun with another recipe: choose another --output")
     recipe.write_text(text)
-    log = output / "pretrain.log"
 
     def say(text: str) -> None:
         line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}"
         print(line, flush=True)
-        with log.open("a") as file:
-            file.write(line + "\n")
+        with (output / "pretrain.log").open("a") as log:
+            log.write(line + "\n")
 
-    say(
-        f"python {platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, {torch.get_num_threads()} thread(s)"
-    )
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    say(f"python {platform.python_version()}, {versions}, {torch.get_num_threads()} thread(s)")
     torch.manual_seed(config.seed)
     model = new_model(config.model)
     sources = gather(config, output.parent / "corpora" / "synthetic", say)
@@ -168,30 +159,27 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     weights = [w for w in [*model.parameters(), *heads.parameters()] if w.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     parts: dict[str, Any] = {"model": model, "heads": heads, "optimizer": optimizer}
-    checkpoint, step, cpu = state / "checkpoint.pt", 0, 0.0
+    checkpoint, done, cpu = state / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-        step, cpu = saved["step"], saved["cpu"]
-        say(f"resumed at step {step} of {config.steps}")
+        done, cpu = saved["step"], saved["cpu"]
+        say(f"resumed at step {done} of {config.steps}")
 
-    sums = torch.zeros(4)
-    while step < config.steps:
-        step += 1
+    logged: list[Tensor] = []
+    for step in range(done + 1, config.steps + 1):
         frames, labels, mask = batches(step, targets)
         hidden = encode(model, frames, mask)
-        loss, seen = _loss(hidden, heads, labels, mask, config.unmasked_weight)
+        loss, facts = _loss(hidden, heads, labels, mask, config.unmasked_weight)
         update(optimizer, weights, loss, config.lr * schedule(step, config.warmup, config.steps))
-        sums += seen
+        logged.append(facts)
         if step % max(1, config.steps // 50) == 0:
-            masked, content, channel, count = sums.tolist()
-            say(
-                f"step {step} of {config.steps}: masked loss {masked / count:.3f}, masked accuracy "
-                f"{content / count:.3f} (content) {channel / count:.3f} (channel), "
-                f"{cpu + time.process_time():.0f} CPU-s"
-            )
-            sums.zero_()
+            masked, content, channel = torch.stack(logged).mean(0).tolist()
+            accuracy = f"masked accuracy {content:.3f} (content) {channel:.3f} (channel)"
+            seconds = f"{cpu + time.process_time():.0f} CPU-s"
+            say(f"step {step} of {config.steps}: masked loss {masked:.3f}, {accuracy}, {seconds}")
+            logged.clear()
         if step % config.checkpoint_every == 0 or step == config.steps:
             saved = {name: part.state_dict() for name, part in parts.items()}
             _write(checkpoint, {**saved, "step": step, "cpu": cpu + time.process_time()})
@@ -213,7 +201,7 @@ def _write(path: Path, content: Any) -> None:
 def _loss(
     hidden: Tensor, heads: nn.ModuleList, labels: Tensor, mask: Tensor, unmasked: float
 ) -> tuple[Tensor, Tensor]:
-    """The training loss, and [masked loss, right (content), right (channel), 1] to log."""
+    """The training loss, and [masked loss, right (content), right (channel)] to log."""
     masked_loss, loss, right = 0.0, hidden.new_zeros(()), []
     for head, label in zip(heads, labels):
         logits = head(hidden)
@@ -222,7 +210,7 @@ def _loss(
         loss = loss + inside + unmasked * each[~mask].mean()
         masked_loss += inside.item()
         right.append((logits.argmax(-1) == label)[mask].float().mean().item())
-    return loss, torch.tensor([masked_loss, *right, 1.0])
+    return loss, torch.tensor([masked_loss, *right])
 
 
 def from_recipe(recipe: Path, output: Path) -> Path:
@@ -238,16 +226,11 @@ def from_scratch(results: Path) -> Path:
     return from_recipe(PROJECT / "recipes" / "demo" / "pretrain.yaml", results / "pretrained")
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
-    from_recipe(options.recipe, options.output)
-
-
-if __name__ == "__main__":
     try:
-        main()
+        from_recipe(**vars(parser.parse_args()))
     except UserError as error:
         sys.exit(str(error))

@@ -41,26 +41,23 @@ def train_stem(
 ) -> dict[str, Tensor]:
     """Fit the stem, through a linear read-out, to the log spectra of its frames; its weights."""
     stem = model.feature_extractor
-    readout = nn.Sequential(
-        nn.LayerNorm(model.config.conv_dim[-1]), nn.Linear(model.config.conv_dim[-1], MEL + NARROW)
-    )
+    width = model.config.conv_dim[-1]
+    readout = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, MEL + NARROW))
     weights = [*stem.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=0.0)
     length = round(config.seconds * SAMPLE_RATE)
     rng = torch.Generator().manual_seed(seed)
-    scale: tuple[Tensor, Tensor] | None = None
     total = 0.0
     for step in range(1, config.steps + 1):
         chosen = torch.randint(len(wavs), (config.batch,), generator=rng).tolist()
-        crops = [_crop(wavs[i], length, rng) for i in chosen]
-        batch = torch.stack(crops).float() / 32768
+        batch = torch.stack([_crop(wavs[i], length, rng) for i in chosen]).float() / 32768
         mel, narrow = spectra(batch)
         level = mel.mean((1, 2), keepdim=True)  # group norm removes it, so it is no target
         target = torch.cat([mel - level, narrow - level], -1)
-        if scale is None:
-            scale = target.mean((0, 1)), target.std((0, 1))
+        if step == 1:
+            center, scale = target.mean((0, 1)), target.std((0, 1))
         predicted = readout(stem(batch).transpose(1, 2))
-        loss = F.mse_loss(predicted, (target - scale[0]) / scale[1])
+        loss = F.mse_loss(predicted, (target - center) / scale)
         rate = schedule(step, config.steps // 20, config.steps)
         update(optimizer, weights, loss, config.lr * rate)
         total += loss.item()

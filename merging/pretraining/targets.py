@@ -34,8 +34,7 @@ def cluster(features: list[Tensor], k: int, seed: int) -> Tensor:
 def mfcc_targets(wavs: list[Tensor], k: int, seed: int) -> Tensor:
     """[2, frames] int16: clusters of MFCC with, and without, the utterance mean removed.
 
-    Each cepstrum and its differences are divided by the standard deviation of the cepstrum, which
-    does what liftering does: the low ones do not decide alone.
+    Cepstra and differences are divided by the deviation of the cepstrum: low ones do not decide.
     """
     raw = [mfcc(wav.float() / 32768) for wav in wavs]
     flat = [cepstra - cepstra.mean(0) for cepstra in raw]

@@ -1,8 +1,4 @@
-"""Stage 1 of Speech-FT: fine-tuning an upstream on a task.
-
-A run is a loop over an objective (what is learnt, from which data) and a strategy (which weights
-learn, and what becomes of them).
-"""
+"""Stage 1 of Speech-FT: a loop over an objective (what is learnt) and a strategy (by what)."""
 
 from merging.tuning.loop import build_tuned
 from merging.tuning.recipe import tuned_folder

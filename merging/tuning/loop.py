@@ -43,23 +43,18 @@ KEPT = "key best weights history learned seconds peak".split()  # of a Loop, in 
 def schedule(step: int, steps: int, warmup: float = 0.1, hold: float = 0.4) -> float:
     """Learning-rate factor at `step`: up to 1, constant, then linearly to 0 at `steps`.
 
-    Integer truncation as in the release's schedulers.py: for 50,000 steps 2,500 -> 0.5,
-    5,000..24,999 -> 1, 37,500 -> 0.5, 50,000 -> 0.
+    Integer truncation as in the release's schedulers.py.
     """
     rise = int(warmup * steps)
     fall = rise + int(hold * steps)
-    if step < rise:
-        return step / rise
-    if step < fall:
-        return 1.0
-    return max(0.0, (steps - step) / max(1, steps - fall))
+    up = step / rise if step < rise else 1.0
+    return min(up, max(0.0, (steps - step) / max(1, steps - fall)))
 
 
 def build_tuned(path: Path, results: Path, output: Path | None = None) -> Path:
-    """The folder with the recipe's fine-tuned upstream; trained now if it is not there.
+    """The folder with the recipe's fine-tuned upstream; trained now if it is not there. UserError.
 
     Interrupted training goes on where it was; another process that trains it is waited for.
-    Raises UserError.
     """
     plan = open_plan(path, results)
     folder = output or plan.folder(results)
@@ -118,12 +113,7 @@ def train(plan: Plan, folder: Path, store: Store) -> None:
 
 
 class Loop:
-    """The updates of one run, each a function of its number: a resumed run is exact.
-
-    `rank` of `world` processes: each takes its own micro-batches.
-    """
-
-    rank, world = 0, 1
+    """The updates of one run, each a function of its number: a resumed run is exact."""
 
     def __init__(self, plan: Plan, objective: Objective, place: Path) -> None:
         """`place`: the file with the state of an interrupted run."""
@@ -135,6 +125,8 @@ class Loop:
         # Parameters without a gradient keep Adam's state empty, so one group serves all phases.
         self.parameters = [*model.parameters(), *objective.head.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=plan.recipe.lr)
+        parts = {"encoder": model, "head": objective.head, "optimizer": self.optimizer}
+        self.parts: dict[str, Any] = parts  # with a state of their own
         self.best, self.weights = math.nan, self.base
         self.history: list[dict[str, float]] = []
         self.training: set[str] | None = None  # names of what learns at this step
@@ -161,13 +153,13 @@ class Loop:
         self._choose(step)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr * schedule(step, recipe.steps, recipe.warmup, recipe.hold)
-        torch.manual_seed(recipe.seed * 1_000_003 + step * self.world + self.rank)
+        torch.manual_seed(recipe.seed * 1_000_003 + step)
         self.encoder.train()
         self.objective.head.train()
         self.optimizer.zero_grad()
         for part in range(recipe.accumulate):
-            number = (step * recipe.accumulate + part) * self.world + self.rank
-            (self.objective.loss(self.encoder, number) / recipe.accumulate).backward()
+            loss = self.objective.loss(self.encoder, step * recipe.accumulate + part)
+            (loss / recipe.accumulate).backward()
         if (penalty := self.strategy.penalty()) is not None:
             penalty.backward()
         self.learned |= {name for name, p in self._named() if p.grad is not None}
@@ -216,7 +208,7 @@ class Loop:
 
     def _save(self, step: int) -> None:
         content = {key: getattr(self, key) for key in KEPT}
-        content |= {key: part.state_dict() for key, part in self._parts().items()}
+        content |= {key: part.state_dict() for key, part in self.parts.items()}
         content |= {"step": step, "strategy": self.strategy.state}
         with disk.writing(self.place), disk.whole(self.place) as part:
             torch.save(content, part)
@@ -225,22 +217,17 @@ class Loop:
         """The step to go on from. Raises UserError for the state of another run."""
         if not self.place.exists():
             return 0
+        device = self.parameters[0].device
         with guarded(self.place, "damaged; delete it and run again"):
-            content = torch.load(
-                self.place, weights_only=True, map_location=self.parameters[0].device
-            )
+            content = torch.load(self.place, weights_only=True, map_location=device)
         if content.get("key") != self.key:
             raise UserError(f"{self.place}: is of another recipe; choose an empty folder")
         for key in KEPT:
             setattr(self, key, content[key])
-        for key, part in self._parts().items():
+        for key, part in self.parts.items():
             part.load_state_dict(content[key])
         self.strategy.state = content["strategy"]
         return int(content["step"])
-
-    def _parts(self) -> dict[str, Any]:
-        head, optimizer = self.objective.head, self.optimizer
-        return {"encoder": self.encoder.model, "head": head, "optimizer": optimizer}
 
 
 def peak_bytes() -> int:

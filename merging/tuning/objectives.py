@@ -57,7 +57,6 @@ class TaskObjective:
         self.features = provide(encoder, clips, "cnn", store, name=recipe.upstream)
 
     def loss(self, encoder: Encoder, number: int) -> Tensor:
-        """Of micro-batch `number`, a function of nothing else."""
         indices = self.stream[number]
         x, lens = self._last_hidden(encoder, indices)
         if self.specaug:
@@ -66,7 +65,6 @@ class TaskObjective:
         return self.head.loss(self.head.body(x, lens), lens, targets)
 
     def dev(self, encoder: Encoder) -> float:
-        """The dev score in per cent."""
         records: list[Record] = []
         for indices in self.dev_batches:
             x, lens = self._last_hidden(encoder, indices)

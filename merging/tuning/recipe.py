@@ -19,15 +19,7 @@ from merging.tuning.strategies import STRATEGIES
 from upstream.checkpoints.read import Checkpoint
 from upstream.common import user_code
 from upstream.common.errors import UserError, near_miss
-from upstream.common.schema import (
-    Amount,
-    Dropout,
-    Natural,
-    Positive,
-    Share,
-    build,
-    read_yaml,
-)
+from upstream.common.schema import Amount, Dropout, Natural, Positive, Share, build, read_yaml
 from upstream.encoder.encoder import Encoder
 
 # Keys that came later enter a build's key only where they are not left at their default.
@@ -71,12 +63,9 @@ class TuningRecipe:
 
     def dropouts(self) -> dict[str, float]:
         """The fields of config.json that the recipe overrides."""
-        rates = {
-            "hidden_dropout": self.dropout,
-            "attention_dropout": self.attention_dropout,
-            "activation_dropout": self.activation_dropout,
-        }
-        return {field: rate for field, rate in rates.items() if rate is not None}
+        kinds = ("attention_dropout", "activation_dropout")
+        rates = {"hidden_dropout": self.dropout, **{kind: getattr(self, kind) for kind in kinds}}
+        return {kind: rate for kind, rate in rates.items() if rate is not None}
 
 
 class Plan(NamedTuple):
@@ -131,8 +120,7 @@ def open_plan(path: Path, results: Path) -> Plan:
     if not isinstance(encoder, Encoder):
         raise UserError(f"{path}: upstream {recipe.upstream} has no weights to fine-tune")
     if dropouts := recipe.dropouts():
-        weights = checkpoint(encoder, encoder.model.state_dict(), **dropouts)
-        heard = encoder.heard
+        weights, heard = checkpoint(encoder, encoder.model.state_dict(), **dropouts), encoder.heard
         encoder = Encoder(weights, encoder.padding, encoder.precision)
         encoder.heard = heard
     prepared = prepare(task_recipes.load(path.parent / recipe.task), results)

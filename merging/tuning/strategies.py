@@ -17,13 +17,10 @@ FROZEN = ("cnn", "other")
 
 
 class Strategy:
-    """Plain fine-tuning, and the hooks that other strategies replace.
-
-    One that wraps modules (adapters) does so when it is made, before any optimizer sees the model.
-    """
+    """Plain fine-tuning, and the hooks that other strategies replace."""
 
     def __init__(self, model: nn.Module, recipe: TuningRecipe) -> None:
-        """`model`: the encoder's, under transformers' names."""
+        """`model`: under transformers' names. No optimizer saw it yet: adapters may be added."""
         self.model, self.recipe = model, recipe
         self.state: State = {}  # what must survive an interruption (averages, snapshots)
 

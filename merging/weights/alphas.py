@@ -32,13 +32,9 @@ Number = Annotated[float, Bound(-100, 100)]  # beyond, there is no encoder left
 
 def read(value: Any, where: str) -> Alpha:
     """`value` (from YAML or Python) as an alpha. Raises UserError naming `where`."""
-    if isinstance(value, Mapping):
-        alpha: Alpha = convert(value, dict[str, Number], where)
-    elif isinstance(value, (list, tuple)):
-        alpha = convert(value, list[Number], where)
-    else:
-        return float(convert(value, Number, where))
-    if not alpha:
+    forms: dict[type, Any] = {dict: dict[str, Number], list: list[Number], tuple: list[Number]}
+    alpha: Alpha = convert(value, forms.get(type(value), Number), where)
+    if alpha in ([], {}):
         raise UserError(f"{where}: {value!r} must hold at least one number")
     return alpha
 
@@ -51,10 +47,7 @@ def depth_of(places: Mapping[str, Place]) -> int:
 def check(
     alpha: Alpha, only: Sequence[str] | None, places: Mapping[str, Place], where: str
 ) -> None:
-    """UserError, with the near match, for a filter or a list that does not fit the encoder.
-
-    `places`: of its tensors, by name.
-    """
+    """UserError, with the near match, for what does not fit an encoder's tensors at `places`."""
     depth = depth_of(places)
     if isinstance(alpha, list) and len(alpha) > max(1, depth):
         raise UserError(f"{where}: alpha: {len(alpha)} values for {depth} transformer layers")
@@ -66,27 +59,22 @@ def check(
         if key not in known and not any(_rank(key, place, n) for n, place in places.items()):
             hint = near_miss(key, known)
             raise UserError(f"{where}: no module, part or tensor name is like {key!r}{hint}")
-    if filters and DEFAULT not in alpha:  # type: ignore[operator]
-        for name, place in places.items():
-            fits = any(_rank(key, place, name) for key in filters)
-            if not fits and place.module != "head" and selected(only, place, name):
-                raise UserError(
-                    f"{where}: alpha: nothing is said of {name}; add default: 0 or another"
-                )
+    for name, place in places.items():
+        if place.module != "head" and selected(only, place, name):
+            resolve(alpha, place, depth, name)
 
 
 def resolve(alpha: Alpha, place: Place, depth: int, name: str = "") -> float:
-    """The alpha of one tensor: its place, the number of layers, and its name for name filters.
+    """The alpha of one tensor of a model with `depth` layers.
 
     Raises UserError if filters without a `default` leave it out.
     """
     if isinstance(alpha, dict):
-        best = max(alpha, key=lambda key: _rank(key, place, name) or (0, 0))
-        if _rank(best, place, name):
-            return alpha[best]
-        if DEFAULT in alpha:
-            return alpha[DEFAULT]
-        raise UserError(f"alpha: nothing is said of {name or place.module}; add default: 0")
+        fitting = [key for key in alpha if _rank(key, place, name)]
+        best = max(fitting, key=lambda key: _rank(key, place, name) or (), default=DEFAULT)
+        if best not in alpha:
+            raise UserError(f"alpha: nothing is said of {name or place.module}; add default: 0")
+        return alpha[best]
     if not isinstance(alpha, list):
         return alpha
     if place.layer is None:

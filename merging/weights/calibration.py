@@ -1,9 +1,8 @@
 """Calibration: what Fisher-weighted merging and RegMean need to know, measured on unlabelled audio.
 
-Utterances pass one by one: nothing is padded, so no statistic holds a frame that is not speech,
-and a padded batch would give the same (the encoder's promise). Memory per model, float32:
-`fisher` takes two copies of the weights (0.8 GB for a Base, 2.5 GB for a Large) beside the
-activations of one utterance; `gram` 0.6 GB for a Base, 2.1 GB for a Large.
+Utterances pass one by one, unpadded. Memory per model, float32: `fisher` takes two copies of the
+weights (0.8 GB for a Base, 2.5 GB for a Large) beside the activations of one utterance; `gram`
+0.6 GB for a Base, 2.1 GB for a Large.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,31 +52,28 @@ def fisher(
 
     A headless encoder has no labels, so this is not the classification Fisher of Matena and Raffel
     (arXiv 2111.09832) but that of the Gaussian model N(h(wav), I) with the last hidden state h
-    [T, D] as its mean: F = E diag(J' J) / T over utterances, J the Jacobian of h. It says how far,
-    squared and per frame, the output moves when a parameter does. The last state and not all:
-    stage 1 trains it, every parameter acts on it, and it is layer-normed, whereas the states inside
-    a pre-norm model (Large) grow with depth and the largest would decide alone.
+    [T, D] as its mean: F = E diag(J' J) / T over utterances, J the Jacobian of h. The last state
+    alone: stage 1 trains it, every parameter acts on it, and it is layer-normed, whereas the states
+    inside a pre-norm model (Large) grow with depth and the largest would decide alone.
 
     diag(J' J) = E (J' z)^2 for random signs z (Hutchinson), `draws` of them an utterance, drawn
     from `seed` and the utterance's samples: order does not matter. The relative standard deviation
     is below sqrt(2 / (draws * utterances)) where utterances are alike: 18 % for 64.
 
-    `wavs`: [N] each, 16 kHz. Parameters without a part in the forward get 0. Raises UserError for
-    no utterance and for values that are not finite.
+    `wavs`: [N] each, 16 kHz. Raises UserError for no utterance and for values that are not finite.
     """
     # views that want gradients, whatever is frozen in the encoder itself
     leaves = {n: p.detach().requires_grad_() for n, p in encoder.model.named_parameters()}
     weights = {f"model.{name}": leaf for name, leaf in leaves.items()}
     sums = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    inputs, count = tuple(leaves.values()), 0
     encoder.eval()
-    count = 0
     for wav in wavs:
         count += 1
         with torch.enable_grad():
             h = functional_call(encoder, weights, _alone(encoder, wav)).layers[-1, 0]
         signs = _signs(wav, (draws, *h.shape), seed).to(h) / len(h) ** 0.5
         for left, z in zip(reversed(range(draws)), signs):
-            inputs = tuple(leaves.values())
             # squared for each utterance alone: the square of a batch's sum is another quantity
             gradients = torch.autograd.grad(h, inputs, z, retain_graph=left > 0, allow_unused=True)
             for total, gradient in zip(sums.values(), gradients):
@@ -92,22 +89,20 @@ def gram(encoder: Encoder, wavs: Iterable[Tensor]) -> Statistics:
     the matrix [in, in] float32. Every Linear of the encoder has one. `wavs`: [N] each, 16 kHz.
     Raises UserError for no utterance and for values that are not finite.
     """
-    sums: Statistics = {}
-    hooks = []
+    modules = encoder.model.named_modules()
+    linears = {f"{name}.weight": each for name, each in modules if isinstance(each, nn.Linear)}
+    sums = {
+        name: torch.zeros(each.in_features, each.in_features, device=each.weight.device)
+        for name, each in linears.items()
+    }
 
-    def watch(name: str, linear: nn.Linear) -> None:
-        size = (linear.in_features, linear.in_features)
-        total = sums[f"{name}.weight"] = torch.zeros(size, device=linear.weight.device)
+    def add(total: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].flatten(0, -2)
+        total.addmm_(rows.T, rows)
 
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0].flatten(0, -2)
-            total.addmm_(rows.T, rows)
-
-        hooks.append(linear.register_forward_pre_hook(add))
-
-    for name, module in encoder.model.named_modules():
-        if isinstance(module, nn.Linear):
-            watch(name, module)
+    hooks = [
+        each.register_forward_pre_hook(partial(add, sums[name])) for name, each in linears.items()
+    ]
     encoder.eval()
     frames = 0
     try:
@@ -149,8 +144,7 @@ def statistics(
 ) -> Statistics:
     """`fisher` or `gram` of an encoder over `clips`, measured once and kept under `folder`.
 
-    The file is found by the weights, the content of the audio and the settings. What comes back is
-    mapped from it, so several models' statistics need not fit in memory together. Raises UserError.
+    What comes back is mapped from a file, so several models' need not fit in memory. UserError.
     """
     settings = {"seed": seed} if kind == "fisher" else {}
     text = json.dumps([VERSION, settings, sorted(clip.key for clip in clips)])
@@ -183,17 +177,13 @@ def utterances(plan: Calibration, recipe_folder: Path, results: Path) -> list[Cl
             f"calibrate: utterances must be between 1 and {len(train)}, "
             f"the training utterances of {plan.task}, not {plan.utterances}"
         )
-    generator = torch.Generator().manual_seed(plan.seed)
-    order = torch.randperm(len(train), generator=generator)[: plan.utterances]
-    return [prepared.clips[train[i]] for i in order.tolist()]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(plan.seed))
+    return [prepared.clips[train[i]] for i in order[: plan.utterances].tolist()]
 
 
 def calibrated(
     kind: Kind, encoders: Sequence[Encoder], plan: Calibration, recipe_folder: Path, results: Path
 ) -> list[Statistics]:
-    """Statistics of each encoder ([base, *tuned]); what is not kept yet is measured. UserError.
-
-    `recipe_folder` is the merge recipe's. An interrupted run keeps the encoders that are done.
-    """
+    """Statistics of each encoder ([base, *tuned]); what is not kept yet is measured. UserError."""
     clips = utterances(plan, recipe_folder, results)
     return [statistics(kind, e, clips, results / "calibration", plan.seed) for e in encoders]

@@ -63,16 +63,16 @@ def cosine(base: Weights, tuned: Weights) -> float:
     """Cosine similarity over a few of the transformer's weight matrices, in float64.
 
     1 for a copy, above 0.9 for a light fine-tuning, 0 +- 0.001 for another initialisation of a
-    Base. NaN if there is no such matrix. Biases and scales say nothing: all models' are alike.
+    Base; NaN if there is no matrix. Biases and scales, alike in all models, say nothing.
     """
     names = [n for n in base if n.endswith("weight") and place_of(n).part in ("attention", "ffn")]
-    products = torch.zeros(3, dtype=torch.float64)
-    for name in names[:: max(1, len(names) // SAMPLED)]:
-        b, t = base[name].float().flatten(), tuned[name].float().flatten()
-        products += torch.stack([b @ t, b @ b, t @ t])
-    inner, base_square, tuned_square = products.tolist()
-    length = (base_square * tuned_square) ** 0.5
-    return inner / length if length else float("nan")
+    names = names[:: max(1, len(names) // SAMPLED)]
+
+    def sampled(model: Weights) -> Tensor:
+        return torch.cat([torch.zeros(0), *(model[name].flatten() for name in names)]).double()
+
+    b, t = sampled(base), sampled(tuned)
+    return float(b @ t / (b.norm() * t.norm()))
 
 
 def require_origin(

@@ -20,8 +20,6 @@ from merging.weights.rule import PIECE, MergeOptions, PosConv, Rule, Several, We
 from upstream.common.errors import UserError
 from upstream.common.schema import build
 
-State = dict[str, Tensor]
-
 # Weight norm's two factors under the names of fairseq, s3prl and transformers.
 FACTORS = re.compile(r"(.*pos_conv.*)(weight_g|original0)")
 PARTNER = {"weight_g": "weight_v", "original0": "original1"}
@@ -58,11 +56,8 @@ def merge(
     stats: Sequence[Weights] | None = None,
     report: Report | None = None,
     **params: Any,
-) -> State:
-    """Merged weights, float32, as new tensors: `merge_tensors` all at once.
-
-    Peak memory beside the inputs is the output and a few tensors; inputs may be lazy mappings.
-    """
+) -> dict[str, Tensor]:
+    """Merged weights, float32, as new tensors; the inputs may be lazy mappings."""
     given = {"only": only, "pos_conv": pos_conv, "several": several}
     options = build(MergeOptions, given, "merge")
     return dict(merge_tensors(base, tuned, method, params, options, stats, report))
@@ -88,29 +83,13 @@ def merge_tensors(
     """
     if not tuned:
         raise UserError("nothing to merge: give at least one fine-tuned upstream")
-    for which, other in _numbered(tuned):
-        require_names(base, other, which)
-    rule = rule_for(list(base), method, params, options, stats)
-    return _stream(base, tuned, rule, report or Report())
-
-
-def ahead(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The same, each one made in another thread while the one before is used."""
-    source = iter(tensors)
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, source, None)
-        while item := coming.result():
-            coming = pool.submit(next, source, None)
-            yield item
-
-
-def _stream(
-    base: Weights, tuned: Sequence[Weights], rule: Rule, report: Report
-) -> Iterator[tuple[str, Tensor]]:
+    for number, other in enumerate(tuned, 1):
+        require_names(base, other, f"tuned model {number}")
+    rule, report = rule_for(list(base), method, params, options, stats), report or Report()
     names = set(base)  # to ask a lazy mapping whether it has a name may read the tensor
     gains = (match for name in base if (match := FACTORS.fullmatch(name)))
     pairs = {m[0]: v for m in gains if (v := m[1] + PARTNER[m[2]]) in names}
-    if rule.method == "slerp":
+    if method == "slerp":
         report.slerp_fallbacks = 0
     for name in base:
         if name in pairs.values():
@@ -129,29 +108,33 @@ def _stream(
             yield member, result.clone() if alias else result
 
 
+def ahead(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The same, each one made in another thread while the one before is used."""
+    source = iter(tensors)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, source, None)
+        while item := coming.result():
+            coming = pool.submit(next, source, None)
+            yield item
+
+
 def _read(base: Weights, tuned: Sequence[Weights], name: str) -> list[Tensor]:
     """One tensor of [base, *tuned], float32 if they are of floating point."""
-    first = base[name]
-    tensors = [first]
-    for which, other in _numbered(tuned):
+    tensors = [base[name]]
+    for number, other in enumerate(tuned, 1):
         tensors.append(other[name])
-        require_alike(first, tensors[-1], (base, other), which)
+        require_alike(tensors[0], tensors[-1], (base, other), f"tuned model {number}")
     return [t.detach().float() if t.is_floating_point() else t for t in tensors]
-
-
-def _numbered(tuned: Sequence[Weights]) -> Iterator[tuple[str, Weights]]:
-    return ((f"tuned model {number}", model) for number, model in enumerate(tuned, 1))
 
 
 def _merged(name: str, tensors: Sequence[Tensor], rule: Rule, report: Report) -> Tensor:
     """Merge one tensor of [base, *tuned] and note how far it went."""
     base, *tuned = tensors
     look = partial(report.effective.add, rule.places[name].module)
-    merged = rule(name, base, tuned, look=look)
     report.tensors += 1
     if report.slerp_fallbacks is not None:
         report.slerp_fallbacks += slerp_falls_back(base, tuned[0])
-    return merged
+    return rule(name, base, tuned, look=look)
 
 
 def _weight_normed(
@@ -163,8 +146,7 @@ def _weight_normed(
     norm. No statistics are gathered of kernels.
     """
     sides = tuple(d for d, size in enumerate(tensors[0][0].shape) if size == 1)
-    kernels = [g * v / _norm(v, sides) for g, v in zip(*tensors)]
-    base, *tuned = kernels
+    base, *tuned = kernels = [g * v / _norm(v, sides) for g, v in zip(*tensors)]
     if rule.options.pos_conv == "factors":
         merged = [_merged(name, each, rule, report) for name, each in zip(names, tensors)]
         direct = rule(names[1], base, tuned, gathered=False)
@@ -173,9 +155,7 @@ def _weight_normed(
     factors = [rule(name, each[0], each[1:]) for name, each in zip(names, tensors)]
     direct = _merged(names[1], kernels, rule, report)
     report.pos_conv = _difference(factors[0] * factors[1] / _norm(factors[1], sides), direct)
-    if direct is base:
-        return [each[0] for each in tensors]
-    return [_norm(direct, sides), direct]
+    return [each[0] for each in tensors] if direct is base else [_norm(direct, sides), direct]
 
 
 def _norm(kernel: Tensor, sides: tuple[int, ...]) -> Tensor:
@@ -191,12 +171,9 @@ def _difference(kernel: Tensor, other: Tensor) -> float:
 def _require_finite(name: str, tensors: Sequence[Tensor], merged: Tensor) -> None:
     # finite sums have finite terms, and are quick; large finite terms may overflow them
     sums = (float(piece.sum()) for piece in merged.reshape(-1).split(PIECE))
-    if all(map(math.isfinite, sums)) or _finite(merged):
+    if all(map(math.isfinite, sums)) or merged.isfinite().all():
         return
-    who = [f"tuned model {i}" if i else "the base" for i, t in enumerate(tensors) if not _finite(t)]
-    blame = f"; {', '.join(who)} holds NaN or infinite values there" if who else ""
+    faults = [i for i, tensor in enumerate(tensors) if not tensor.isfinite().all()]
+    who = ", ".join(f"tuned model {i}" if i else "the base" for i in faults)
+    blame = f"; {who} holds NaN or infinite values there" if faults else ""
     raise UserError(f"the merge of {name} is not finite{blame}")
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())

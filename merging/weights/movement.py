@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from upstream.checkpoints.tensor_names import module_of
@@ -44,11 +46,8 @@ class EffectiveAlpha:
         along = length = 0.0
         for start in range(0, base.numel(), CHUNK):
             origin, result, *models = (tensor[start : start + CHUNK] for tensor in flat)
-            vector = models[0] - origin
-            for other in models[1:]:
-                vector += other - origin
-            if len(models) > 1:
-                vector /= len(models)
+            vectors = (model - origin for model in models)
+            vector = reduce(torch.add, vectors).div_(len(models))
             # no torch.dot: it starts threads for any size, which wait for each other when busy
             along += float((result - origin).mul_(vector).sum())
             length += float(vector.square_().sum())
@@ -57,14 +56,12 @@ class EffectiveAlpha:
 
     def result(self) -> dict[str, float]:
         """NaN where fine-tuning changed nothing (the frozen CNN)."""
-        lengths = sorted(self.length.items(), key=_way)
-        return {m: self.along[m] / v if v else float("nan") for m, v in lengths}
+        ratio = {m: self.along[m] / v if v else float("nan") for m, v in self.length.items()}
+        return {module: ratio[module] for module in sorted(ratio, key=_way)}
 
 
-def _way(item: tuple[str, float]) -> tuple[int, int, str]:
+def _way(module: str) -> tuple[int, int, str]:
     """The order in which sound passes the modules."""
-    module, _ = item
-    if module.startswith("layer "):
-        return 3, int(module.removeprefix("layer ")), ""
-    first = ("cnn", "projection", "pos_conv")
-    return (first.index(module) if module in first else 4), 0, module
+    kind, _, number = module.partition(" ")
+    first = ("cnn", "projection", "pos_conv", "layer")
+    return (first.index(kind) if kind in first else len(first)), int(number or 0), module

@@ -6,13 +6,13 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from merging.methods import ELEMENTWISE, METHODS, RESERVED, STATISTICS
+from merging.methods import ELEMENTWISE, METHODS, RESERVED, STATISTICS, Method
 from merging.weights import alphas
 from merging.weights.alphas import Alpha
 from upstream.checkpoints.tensor_names import Place, place_of, slots
@@ -25,11 +25,9 @@ Several = Literal["mean", "sum", "sequential"]
 
 # The pre-training head keeps the base's values, as in the released code (merge_utils.py).
 HEAD = "head"
-# Values of a tensor that pass together: they stay in a core's cache, torch starts no threads for
-# them, and below 128 KB malloc gives out the same pages again and again.
+# Values that pass together: they stay in a core's cache, torch starts no threads for them, and
+# below 128 KB malloc gives out the same pages again and again.
 PIECE = 32_000
-# (base, tuned, their statistics) -> merged, for one tensor
-Combine = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], Tensor]
 Look = Callable[[Tensor, Sequence[Tensor], Tensor], None]
 
 
@@ -37,9 +35,8 @@ Look = Callable[[Tensor, Sequence[Tensor], Tensor], None]
 class MergeOptions:
     """What of a merge is not the method's: keys of a merge recipe.
 
-    `several` tuned models: `mean`: the method combines them all (`linear`: the mean of their task
-    vectors); `sum`: each is merged alone and the changes of the base are added; `sequential`: each
-    is merged into the result of the one before, in the order given.
+    `several` tuned models: the method combines them all (`mean`), each is merged alone and the
+    changes of the base are added (`sum`), or each is merged into the result of the one before.
     """
 
     only: list[str] | None = None  # filters; all that fits none of them is the base's
@@ -62,9 +59,8 @@ class Rule:
     def moves(self, name: str, tensor: Tensor) -> bool:
         """Whether this tensor is merged at all."""
         place = self.places[name]
-        if not tensor.is_floating_point() or place.module == HEAD:
-            return False
-        return alphas.selected(self.options.only, place, name)
+        learned = tensor.is_floating_point() and place.module != HEAD
+        return learned and alphas.selected(self.options.only, place, name)
 
     def __call__(
         self,
@@ -76,45 +72,41 @@ class Rule:
     ) -> Tensor:
         """The merged tensor, float32; `base` itself if nothing changes.
 
-        gathered: whether statistics of this tensor may be used. `look` is shown all of base, tuned
-        and merged, piece by piece.
+        gathered: whether statistics of this tensor may be used. `look` is shown all piece by piece.
         """
         stats = [model[name] for model in self.stats if gathered and name in model]
-        combine = self._combine(name)
+        method = self._method(name)
         merged, changed = torch.empty_like(base), False
         for origin, result, *models in zip(*_pieces((base, merged, *tuned), self.method)):
-            result.copy_(self._several(combine, origin, models, stats))
+            result.copy_(self._several(method, origin, models, stats))
             changed = changed or not torch.equal(result, origin)
             if look:
                 look(origin, models, result)
         # -0.0 + 0 * x is 0.0: what did not change keeps its bits, and the base its fingerprint
         return merged if changed else base
 
-    def _combine(self, name: str) -> Combine:
+    def _method(self, name: str) -> Method:
         """The method with all that it asks for of the tensor `name`, but its statistics."""
         method, place = METHODS[self.method], self.places[name]
         depth, asked = alphas.depth_of(self.places), inspect.signature(method).parameters
         known = {"place": place, "depth": depth, "rng": _generator(self.seed, name)}
         reserved = {key: value for key, value in known.items() if key in asked}
         alpha = alphas.resolve(self.alpha, place, depth, name)
-        act = partial(method, alpha=alpha, **self.params, **reserved)
-        if "stats" in asked:
-            return lambda base, tuned, stats: act(base, tuned, stats=stats)
-        return lambda base, tuned, _: act(base, tuned)
+        return partial(method, alpha=alpha, **self.params, **reserved)
 
     def _several(
-        self, combine: Combine, base: Tensor, tuned: Sequence[Tensor], stats: Sequence[Tensor]
+        self, method: Method, base: Tensor, tuned: Sequence[Tensor], stats: Sequence[Tensor]
     ) -> Tensor:
         """Merge one or several tuned models, together or one by one."""
         if self.options.several == "mean" or len(tuned) == 1:
-            return combine(base, tuned, stats)
+            given = {"stats": stats} if self.method in STATISTICS else {}
+            return method(base, tuned, **given)
+        if self.options.several == "sequential":
+            return reduce(lambda merged, model: method(merged, [model]), tuned, base)
         merged = base
         for number, model in enumerate(tuned, 1):
-            if self.options.several == "sum":
-                pair = [stats[0], stats[number]] if stats else []
-                merged = merged + (combine(base, [model], pair) - base)
-            else:
-                merged = combine(merged, [model], [])
+            pair = [stats[0], stats[number]] if stats else []
+            merged = merged + (self._several(method, base, [model], pair) - base)
         return merged
 
 
