@@ -162,7 +162,7 @@ class Task:
     @property
     def metric(self) -> Metric:
         """The metric that selects on dev and that tables show."""
-        return METRICS[self.metrics[0]]
+        return METRICS.named(self.metrics[0])
 
     def records(
         self, items: Sequence[Item], outputs: Sequence[Any], labels: Labels
@@ -176,7 +176,7 @@ class Task:
         for item, output in zip(items, outputs):
             hypothesis = labels.decode(output)
             for name in self.metrics:
-                count = METRICS[name].count
+                count = METRICS.named(name).count
                 assert count is not None, f"{name} does not compare texts"
                 tally = count(item.target, hypothesis)
                 metric = name if several else ""
@@ -191,7 +191,7 @@ class Task:
             for line in records:
                 if line.metric in ("", name):
                     folds.setdefault(line.fold, []).append(line)
-            each = [METRICS[name].score(fold) for fold in folds.values()]
+            each = [METRICS.named(name).score(fold) for fold in folds.values()]
             scores[name] = sum(each) / len(each)
         return scores
 

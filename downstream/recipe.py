@@ -96,7 +96,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
     def kind_of_task(self) -> Task:
-        return TASKS[self.task]
+        return TASKS.named(self.task)
 
     def head_constructor(
         self, options: Mapping[str, Any] | None = None, where: str = ""
@@ -108,7 +108,7 @@ class Recipe:
         where = where or f"{self.path}: head"
         others = dict(self.head if options is None else options)
         name = others.pop("name", self.kind_of_task().head)
-        head = _named(HEADS, name, f"{where}: name")
+        head = named(HEADS, name, f"{where}: name")
         return functools.partial(head, **bind(head, others, where, ("layers", "dim", "classes")))
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,9 +121,9 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     data = read_yaml(path, overrides)
     given = {"name": path.stem, "suite": path.parent.name, "path": str(path)}
     recipe = build(Recipe, data, str(path), **given)
-    task = _named(TASKS, recipe.task, f"{path}: task")
+    task = named(TASKS, recipe.task, f"{path}: task")
     options = dict(recipe.corpus)
-    reader = _named(CORPORA, options.pop("name", None), f"{path}: corpus: name")
+    reader = named(CORPORA, options.pop("name", None), f"{path}: corpus: name")
     bind(reader, options, f"{path}: corpus")
     if task.head or recipe.head:
         recipe.head_constructor()
@@ -133,11 +133,10 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     return recipe
 
 
-def _named(registry: Registry[T], name: Any, where: str) -> T:
-    if not isinstance(name, str):
-        raise UserError(f"{where}: must be text; one of {', '.join(registry)}, or FILE.py:NAME")
+def named(registry: Registry[T], name: Any, where: str) -> T:
+    """What a recipe names. Raises UserError naming `where`."""
     try:
-        return registry[name]
+        return registry.named(name)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -150,7 +149,7 @@ def examples(recipe: Recipe, results: Path) -> list[Example]:
     where = f"{recipe.path}: corpus"
     options = {k: v for k, v in recipe.corpus.items() if k not in ("name", "root")}
     root = expand(recipe.corpus["root"], f"{where}: root", RESULTS=str(results))
-    reader = CORPORA[recipe.corpus["name"]]
+    reader = CORPORA.named(recipe.corpus["name"])
     found = list(reader(root, **bind(reader, options, where, given=("root",))))
     if not found:
         raise UserError(f"{where}: no utterances in {root}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Literal, NamedTuple
 
-from downstream.base import METRICS
+from downstream.base import Direction
 from downstream.report.groups import Labels, TaskVersion, grouped, labels, name, results_of, version
 from downstream.report.results import Result
 from downstream.report.statistics import PREDICTED, holm, interval, paired, stacked
@@ -33,6 +33,7 @@ class Row(NamedTuple):
     task: str
     recipe: str
     metric: str
+    better: Direction
     score: float  # mean over seeds; beside a reference over the seeds that both have
     low: float  # 95 % interval of the score, or beside a reference of the difference
     high: float
@@ -89,7 +90,8 @@ def scores(group: Sequence[Result], called: Labels) -> list[Row]:
         rows.append(Row(
             suite=cell.suite, upstream=called[name(group[0])],
             fingerprint=cell.fingerprint, task=called[version(group[0])],
-            recipe=cell.revision, metric=metric, score=score.value, low=score.low, high=score.high,
+            recipe=cell.revision, metric=metric, better=group[0].score.better,
+            score=score.value, low=score.low, high=score.high,
             seeds=len(group), clusters=len(first.clusters), unit=first.unit,
             utterances=first.utterances, note=score.reason,
             seen=max(r.score.seen / first.utterances for r in group),
@@ -170,7 +172,7 @@ def _verdict(row: Row, p: float) -> Verdict:
         return row.verdict
     if p >= SIGNIFICANT:
         return "no difference shown"
-    wins = (row.difference < 0) == (METRICS[row.metric].better == "lower")
+    wins = (row.difference < 0) == (row.better == "lower")
     if row.seen if wins else row.reference_seen:
         return "seen"
     return "better" if wins else "worse"

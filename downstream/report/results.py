@@ -101,7 +101,7 @@ class Result:
         with _reading(self.folder / "predictions.jsonl", f"delete the folder {self.folder}"):
             summary = _read_summary(self.folder)
             if summary is None:
-                summary = summarise(self.predictions, self.score.metric)
+                summary = summarise(self.predictions, self.score.metric, self.score.better)
                 with contextlib.suppress(UserError):  # somebody else's folder can still be read
                     _write_summary(self.folder, summary)
             score = float(summary.samples[self.score.metric].whole[0])
@@ -126,7 +126,7 @@ def save(root: Path, cell: Cell, result: Score, predictions: Sequence[Record]) -
         # an older score must not vouch for new predictions
         (folder / "score.json").unlink(missing_ok=True)
         disk.write(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
-        _write_summary(folder, summarise(predictions, result.metric))
+        _write_summary(folder, summarise(predictions, result.metric, result.better))
     text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
     disk.write(folder / "score.json", text + "\n")
     return folder

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from downstream.base import METRICS, Count, Record
+from downstream.base import Count, Direction, Metric, Record
+from downstream.tasks.metrics import of_result
 from upstream.common.errors import UserError
 
 Array: TypeAlias = NDArray[np.float64]
@@ -72,8 +73,8 @@ class Interval:
         return float(stdtrit(self.df, 0.975) + stdtrit(self.df, 0.8)) * self.standard_error
 
 
-def summarise(records: Sequence[Record], metric: str) -> Summary:
-    """The summary of one head's records; `metric` is what records that name none belong to.
+def summarise(records: Sequence[Record], metric: str, better: Direction = "lower") -> Summary:
+    """The summary of one head's records; `metric` is that of records that name none.
 
     Raises UserError for no records, an id that comes twice, or references that are all empty.
     """
@@ -93,7 +94,10 @@ def summarise(records: Sequence[Record], metric: str) -> Summary:
         utterances=len({r.id for r in records}),
         unit="folds" if records[0].fold else "speakers",
         clusters=clusters,
-        samples={name: _sample(name, group, clusters) for name, group in by_metric.items()},
+        samples={
+            name: _sample(of_result(name, better), group, clusters)
+            for name, group in by_metric.items()
+        },
     )
 
 
@@ -162,14 +166,14 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _sample(metric: str, records: Sequence[Record], clusters: Sequence[str]) -> Sample:
+def _sample(metric: Metric, records: Sequence[Record], clusters: Sequence[str]) -> Sample:
     """The score of one head, and without each cluster in turn.
 
     Ratios of sums have a closed form; whatever else is counted again without the cluster. With
     folds, which are the clusters, the score is their unweighted mean. A trial belongs to the
     speaker of its enrolment; that a speaker also occurs on the other side is not in the interval.
     """
-    score = METRICS[metric].score
+    score = metric.score
     if records[0].fold:
         alone = np.array([score([r for r in records if r.cluster == c]) for c in clusters])
         whole, without = alone.mean(), _rest(alone) / (len(alone) - 1 or math.nan)
@@ -180,7 +184,7 @@ def _sample(metric: str, records: Sequence[Record], clusters: Sequence[str]) -> 
             sums[count.cluster] += count.errors, count.total
         errors, total = np.array([*sums.values()]).T
         rest = 100 * _rest(errors) / np.where(_rest(total) > 0, _rest(total), math.nan)
-        without = rest if METRICS[metric].better == "lower" else 100 - rest
+        without = rest if metric.better == "lower" else 100 - rest
     else:
         parted = ([r for r in records if r.cluster != cluster] for cluster in clusters)
         without = np.array([_or_nan(score, part) for part in parted])

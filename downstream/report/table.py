@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from downstream.base import METRICS
 from downstream.report.compare import SIGNIFICANT, Comparison, Row, differences, scores
 from downstream.report.groups import grouped, labels, name, results_of, version
 from downstream.report.layout import TextTable, as_csv, latex, markdown, text, wrapped
 from downstream.report.results import Result, finite
+from downstream.tasks.metrics import of_result
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 
@@ -144,7 +144,8 @@ def _cell(row: Row) -> str:
 
 def _heading(row: Row) -> str:
     """`asr WER ↓`"""
-    return f"{row.task} {METRICS[row.metric].label} {METRICS[row.metric].arrow}"
+    metric = of_result(row.metric, row.better)
+    return f"{row.task} {metric.label} {metric.arrow}"
 
 
 def _p(p: float) -> str:

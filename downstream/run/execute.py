@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from downstream.base import METRICS
 from downstream.run import cell as cells
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import CellJob, Pass, Request, RunOptions, Work
+from downstream.tasks.metrics import of_result
 from upstream.base import Upstream
 from upstream.common import disk
 from upstream.common.errors import UserError
@@ -98,7 +98,8 @@ def compute(job: CellJob, options: RunOptions) -> Line:
         features = _features(job, prepared, options)
         where = (options.results, options.device)
         score = cells.run(job.identity, prepared, job.seed, features, *where, job.seen)
-    line = f"{name}: {METRICS[score.metric].label} {score.score:.2f} ({score.seconds:.0f} s)"
+    label = of_result(score.metric, score.better).label
+    line = f"{name}: {label} {score.score:.2f} ({score.seconds:.0f} s)"
     published = prepared.recipe.expect.get(job.request.name.split(":")[0])
     notes = [] if published is None else [f"published: {published}"]
     return "; ".join([line, *notes, *score.warnings[:1]])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import editdistance
 import numpy as np
 
-from downstream.base import Count, Metric, Tally, Trial
+from downstream.base import METRICS, Count, Direction, Metric, Tally, Trial
 from upstream.common.errors import UserError
 
 
@@ -58,6 +58,14 @@ def equal_error_rate(trials: Sequence[Trial]) -> float:
     end = int(np.argmax(gap <= 0))
     share = gap[end - 1] / (gap[end - 1] - gap[end])
     return float(100 * (fpr[end - 1] + share * (fpr[end] - fpr[end - 1])))
+
+
+def of_result(name: str, better: Direction) -> Metric:
+    """The metric that a result names. Reading one runs no code: a user's is a ratio of sums."""
+    if name in METRICS:
+        return METRICS[name]
+    label, rate = name.rpartition(":")[2], error_rate if better == "lower" else success_rate
+    return Metric(name, label, better, rate)
 
 
 def _rate(counts: Sequence[Count]) -> float:

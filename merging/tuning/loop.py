@@ -121,7 +121,7 @@ class Loop:
         self.place, self.key = place, plan.key
         model = plan.encoder.model
         self.base: State = {name: t.detach().clone() for name, t in model.state_dict().items()}
-        self.strategy = STRATEGIES[plan.recipe.strategy](model, plan.recipe)
+        self.strategy = STRATEGIES.named(plan.recipe.strategy)(model, plan.recipe)
         # Parameters without a gradient keep Adam's state empty, so one group serves all phases.
         self.parameters = [*model.parameters(), *objective.head.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=plan.recipe.lr)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 import upstream
 from downstream import recipe as task_recipes
+from downstream.recipe import named
 from downstream.run.prepare import Prepared, prepare
 from merging.tuning.strategies import STRATEGIES
 from upstream.checkpoints.read import Checkpoint
 from upstream.common import user_code
-from upstream.common.errors import UserError, near_miss
+from upstream.common.errors import UserError
 from upstream.common.schema import Amount, Dropout, Natural, Positive, Share, build, read_yaml
 from upstream.encoder.encoder import Encoder
 
@@ -106,9 +107,7 @@ class Plan(NamedTuple):
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> TuningRecipe:
     """Read and check a fine-tuning recipe. Raises UserError."""
     recipe = build(TuningRecipe, read_yaml(path, overrides), str(path), name=path.stem)
-    if recipe.strategy not in STRATEGIES:
-        hint = near_miss(recipe.strategy, STRATEGIES)
-        raise UserError(f"{path}: unknown strategy {recipe.strategy!r}{hint}")
+    named(STRATEGIES, recipe.strategy, f"{path}: strategy")
     task_recipes.load(path.parent / recipe.task).head_constructor(recipe.head, f"{path}: head")
     return recipe
 

@@ -87,7 +87,7 @@ class Rule:
 
     def _method(self, name: str) -> Method:
         """The method with all that it asks for of the tensor `name`, but its statistics."""
-        method, place = METHODS[self.method], self.places[name]
+        method, place = METHODS.named(self.method), self.places[name]
         depth, asked = alphas.depth_of(self.places), inspect.signature(method).parameters
         known = {"place": place, "depth": depth, "rng": _generator(self.seed, name)}
         reserved = {key: value for key, value in known.items() if key in asked}
@@ -112,7 +112,7 @@ class Rule:
 
 def check_params(method: str, params: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The method's parameters with their types, `alpha` and `seed` among them. Raises UserError."""
-    signature = inspect.signature(METHODS[method]).parameters
+    signature = inspect.signature(METHODS.named(method)).parameters
     known = set(signature) - set(RESERVED) | ({"seed"} if "rng" in signature else set())
     for key in params:
         if key not in known:
@@ -120,7 +120,7 @@ def check_params(method: str, params: Mapping[str, Any], where: str) -> dict[str
     alpha = alphas.read(params.get("alpha", signature["alpha"].default), f"{where}: alpha")
     seed = convert(params.get("seed", 0), Natural, f"{where}: seed")
     others = {key: value for key, value in params.items() if key not in ("alpha", "seed")}
-    bound = bind(METHODS[method], others, where, given=(*RESERVED, "alpha"))
+    bound = bind(METHODS.named(method), others, where, given=(*RESERVED, "alpha"))
     return {**bound, "alpha": alpha, "seed": seed}
 
 

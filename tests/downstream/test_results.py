@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from downstream.base import Count
+from downstream.base import METRICS, TASKS, Count
 from downstream.report import results
 from downstream.report.results import (
     Cell,
@@ -19,6 +19,7 @@ from downstream.report.results import (
     save,
 )
 from downstream.report.statistics import summarise
+from downstream.tasks.metrics import of_result
 from upstream.common.errors import UserError
 
 CELL = Cell("hf:org/model", "0123456789ab", "demo", "er", "ba9876543210", 2)
@@ -256,3 +257,17 @@ def test_git_of_another_project_is_not_ours(
 ) -> None:
     monkeypatch.setattr(results, "PROJECT", tmp_path)
     assert provenance()["git"] == {"revision": "unknown", "dirty": None}
+
+
+def test_reading_a_result_runs_no_code_that_it_names(tmp_path: Path) -> None:
+    mark = tmp_path / "harm"
+    (tmp_path / "bad.py").write_text(f"open({str(mark)!r}, 'w')\nRATE = 1\n")
+    name = f"{tmp_path / 'bad.py'}:RATE"
+    metric = of_result(name, "higher")
+    assert (metric.label, metric.arrow) == ("RATE", "↑")
+    for registry in (METRICS, TASKS):
+        assert name not in registry
+        with pytest.raises(UserError, match="unknown"):
+            registry[name]
+    assert not mark.exists()
+    assert TASKS.named(name) == 1 and mark.exists(), "what the user wrote is run"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from upstream.common import user_code
 from upstream.common.errors import UserError, near_miss
@@ -43,11 +43,7 @@ class Registry(Generic[T]):
         return decorate
 
     def __getitem__(self, name: str) -> T:
-        """The entry, or what `mine.py:Thing` names; UserError, with the near match, for neither."""
-        if not isinstance(name, str):
-            raise UserError(f"a {self.kind} is named by text, not {name!r:.60}")
-        if user_code.NAME.fullmatch(name):
-            return cast(T, user_code.thing(name))
+        """The entry; UserError with the near match if there is none."""
         if name not in self._entries:
             raise UserError(f"unknown {self.kind} {name!r}{near_miss(name, self._entries)}")
         entry = self._entries[name]
@@ -57,10 +53,17 @@ class Registry(Generic[T]):
             self._entries[name] = entry
         return entry
 
+    def named(self, name: Any) -> T:
+        """The same for a name that the user wrote: it may be one of a user's file, which is run.
+
+        What is read from a result, a checkpoint or its config never comes here. UserError.
+        """
+        if not isinstance(name, str):
+            raise UserError(f"a {self.kind} is named by text, not {name!r:.60}")
+        return cast(T, user_code.thing(name)) if user_code.NAME.fullmatch(name) else self[name]
+
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or (
-            isinstance(name, str) and user_code.NAME.fullmatch(name) is not None
-        )
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
