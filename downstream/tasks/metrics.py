@@ -9,6 +9,7 @@ import numpy as np
 
 from downstream.base import METRICS, Count, Direction, Metric, Tally, Trial
 from upstream.common.errors import UserError
+from upstream.common.user_code import NAME
 
 
 def wer(reference: str, hypothesis: str) -> Tally:
@@ -62,7 +63,7 @@ def equal_error_rate(trials: Sequence[Trial]) -> float:
 
 def of_result(name: str, better: Direction) -> Metric:
     """The metric that a result names. Reading one runs no code: a user's is a ratio of sums."""
-    if name in METRICS:
+    if not NAME.fullmatch(name):
         return METRICS[name]
     label, rate = name.rpartition(":")[2], error_rate if better == "lower" else success_rate
     return Metric(name, label, better, rate)

@@ -63,7 +63,7 @@ def broken(suite: Path, old: str, new: str) -> str:
         ("[1.0e-2, 1.0e-1]", "1.0e-2", "must be a list"),
         ("[1.0e-2, 1.0e-1]", "[-1.0]", "must be above 0 and below 100"),
         ("name: manifest", "name: manifset", "did you mean manifest?"),
-        ("name: manifest", "name: 3", "corpus: name: must be text; one of"),
+        ("name: manifest", "name: 3", "a corpus is named by text, not 3"),
         ("target:", "taget:", "did you mean target?"),
         ("task: classify", "task: clasify", "did you mean classify?"),
         ("kind: task", "kind: tsk", "'tsk' is not one of task"),
