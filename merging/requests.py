@@ -19,7 +19,7 @@ from merging.tuning.recipe import Plan, open_plan
 from merging.write import RECORD, as_encoder
 from upstream.checkpoints.write import WEIGHTS, write
 from upstream.common.errors import UserError
-from upstream.resolve import call, parse, split_specs
+from upstream.resolve import call, canonical, parse, split_specs
 
 BUILT = ("merged", "finetuned")
 NUMBER = r"[-+]?\.?\d[\d.eE+-]*"
@@ -38,6 +38,7 @@ class Built(NamedTuple):
 
 def request(spec: str, suite: Path, results: Path) -> Request:
     """What to load for a name; `merged` and `finetuned` are looked up in the suite. UserError."""
+    spec = canonical(spec)
     name, options = parse(spec)
     given = {"results": str(results)}
     if name in BUILT:

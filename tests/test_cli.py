@@ -336,3 +336,17 @@ def test_readme_upstream_in_fifteen_lines(
     assert call("check", "--upstream", spec) == 0
     words = ("--upstream", spec, "--suite", suite, "--results", tmp_path / "r", "--workers", 1)
     assert call(*words) == 0
+
+
+def test_one_folder_is_one_upstream_however_it_is_spelt(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.hf_folder(tmp_path, "hubert")
+    words = ("--suite", suite, "--downstream", "label", "--results", tmp_path / "r", "--workers", 1)
+    assert call("--upstream", f"hf:{folder}/", *words) == 0
+    assert call("--upstream", f"hf:{folder},{folder}", *words) == 2
+    assert "twice" in capsys.readouterr().err
+    assert call("--upstream", folder, *words) == 0
+    assert "2 cells kept, 0 to compute" in capsys.readouterr().out
+    where = ("--results", tmp_path / "r")
+    assert call("compare", f"hf:{folder}/", folder, *where) == 0

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from downstream.report.results import Result
 from upstream.common.errors import UserError, near_miss
+from upstream.resolve import canonical
 
 Key = TypeVar("Key")
 Name: TypeAlias = tuple[str, str]  # of an upstream: what it is called, its fingerprint
@@ -46,7 +47,8 @@ def results_of(wanted: str, results: Iterable[Result]) -> list[Result]:
     Raises UserError if there are none, or if the name stands for several weights.
     """
     groups = grouped(results, name)
-    hits = sorted(n for n in groups if wanted in (n[0], "@".join(n)))
+    spellings = {wanted, canonical(wanted)}  # hf:folder/ is folder
+    hits = sorted(n for n in groups if spellings & {n[0], "@".join(n)})
     if len(hits) > 1:
         choices = " or ".join(map("@".join, hits))
         raise UserError(f"{wanted!r} has results of different weights; say {choices}")
