@@ -16,7 +16,7 @@ import pytest
 from tests import tiny
 from tests.conftest import ROOT
 
-PATIENCE = 120.0  # seconds; a busy machine imports torch for ten
+PATIENCE = 300.0  # seconds; a busy machine imports torch for half a minute
 
 
 class Command:
@@ -144,7 +144,7 @@ def test_a_stopped_command_ends_its_workers(
         with contextlib.suppress(ProcessLookupError):
             send(command.process.pid, number)
         time.sleep(0.2)
-    assert command.process.wait(20) == 130
+    assert command.process.wait(60) == 130
     end = time.monotonic() + 5
     while command.alive() and time.monotonic() < end:
         time.sleep(0.05)

@@ -94,6 +94,20 @@ def _count(folder: Path, rounds: int) -> None:
             path.write_text(str(number + 1))
 
 
+def test_asking_again_and_again_takes_over_from_a_silent_holder_as_waiting_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A holder on another host that was killed: nobody can see that its process is gone."""
+    monkeypatch.setattr(disk, "LEASE_SECONDS", 1.5)
+    with holder(tmp_path) as number:
+        os.kill(number, signal.SIGSTOP)
+        begun = time.monotonic()
+        while held(tmp_path) and time.monotonic() - begun < 30:
+            time.sleep(0.1)
+        os.kill(number, signal.SIGCONT)
+        assert 1.5 <= time.monotonic() - begun < 30
+
+
 def test_two_processes_never_hold_it_together(tmp_path: Path) -> None:
     processes = [FORK.Process(target=_count, args=(tmp_path, 8)) for _ in range(3)]
     for process in processes:

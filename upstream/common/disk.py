@@ -91,6 +91,10 @@ def whole(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+# Claims that asked in vain: only one that asks again can tell how long the holder has been silent.
+_refused: dict[str, Any] = {}
+
+
 @contextlib.contextmanager
 def lease(folder: Path, *, wait: bool, name: str = LEASE) -> Iterator[bool]:
     """Claim the work in `folder`: True while it is ours.
@@ -101,14 +105,16 @@ def lease(folder: Path, *, wait: bool, name: str = LEASE) -> Iterator[bool]:
     """
     import filelock  # 30 ms
 
+    place = str((folder / name).absolute())
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        claim = filelock.SoftFileLease(
-            folder / name, lease_duration=LEASE_SECONDS, thread_local=False
+        claim = _refused.pop(place, None) or filelock.SoftFileLease(
+            place, lease_duration=LEASE_SECONDS, thread_local=False
         )
         with contextlib.suppress(filelock.Timeout):
             claim.acquire(blocking=wait, poll_interval=0.2)
     if not claim.is_locked:
+        _refused[place] = claim
         yield False
         return
     try:
