@@ -241,12 +241,11 @@ def generate(root: Path, part: str, seed: int = 0, scale: float = 1.0) -> list[P
     folder = Path(root).absolute() / f"{part}-{digest}"
     shards = [planned[start : start + SHARD] for start in range(0, len(planned), SHARD)]
     markers = [folder / f"{index:04d}.jsonl" for index in range(len(shards))]
-    missing = [index for index, marker in enumerate(markers) if not marker.exists()]
-    if not missing:
+    if all(marker.exists() for marker in markers):
         return markers
     engine()  # a missing engine is reported here, once, and not by every worker
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with disk.lease(folder, wait=True), ThreadPoolExecutor(os.cpu_count()) as pool:
+        missing = [index for index, marker in enumerate(markers) if not marker.exists()]
         jobs = [pool.submit(_speak, folder, shards[i], markers[i]) for i in missing]
         spoken = len(shards) - len(missing)
         try:
