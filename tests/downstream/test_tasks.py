@@ -80,7 +80,7 @@ def test_a_task_of_trials_that_trains_nothing(
     assert result.metric == "eer" and result.lr == {} and result.n == len(records)
     assert 0 <= result.score < 30, "three tones are easy to tell apart"
     assert task.score(records)["eer"] == result.score
-    with pytest.raises(UserError, match="head: name: must be text"):
+    with pytest.raises(UserError, match="head: name: a head is named by text"):
         recipe.load(suite / "label.yaml", {"task": "verify", "head.projector": 3})
 
 
