@@ -1,6 +1,8 @@
 # Every target installs what it needs into .venv; repeated calls cost nothing.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where this is set, every process compiles torch again: seconds, dozens of times.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install benchmark test test-slow lint bench clean
 
