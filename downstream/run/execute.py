@@ -102,7 +102,8 @@ def compute(job: CellJob, options: RunOptions) -> Line:
     line = f"{name}: {label} {score.score:.2f} ({score.seconds:.0f} s)"
     published = prepared.recipe.expect.get(job.request.name.split(":")[0])
     notes = [] if published is None else [f"published: {published}"]
-    return "; ".join([line, *notes, *score.warnings[:1]])
+    notes += [each for each in score.warnings if each not in prepared.warnings][:1]  # told before
+    return "; ".join([line, *notes])
 
 
 def _features(job: CellJob, prepared: Prepared, options: RunOptions) -> Features:

@@ -216,7 +216,7 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
     most = ", ".join(f"{symbol} ({count})" for symbol, count in counts.most_common(8))
     advice = "; `tokens: train` takes them from the training targets"
     warning = (
-        f"{sum(counts.values())} characters of {len(unknown)} targets are outside the vocabulary "
+        f"{sum(counts.values())} symbols of {len(unknown)} targets are outside the vocabulary "
         f"and cannot be recognised: {most}{advice * (prepared.recipe.tokens == 'superb')}"
     )
     return [warning] * bool(unknown)

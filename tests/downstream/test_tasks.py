@@ -178,7 +178,7 @@ def test_characters_outside_the_vocabulary_are_a_counted_warning(
     where = f"corpus.root={suite / 'corpus'}"
     result, records = score(suite, tmp_path / "r", "word", where, "tokens=superb")
     (warning,) = result.warnings
-    assert "9 characters of 3 targets" in warning and "7 (6), Ü (3)" in warning
+    assert "9 symbols of 3 targets" in warning and "7 (6), Ü (3)" in warning
     assert "tokens: train" in warning
     assert capsys.readouterr().err.count(warning) == 1
     assert not any("<unk>" in line.hypothesis for line in records)
