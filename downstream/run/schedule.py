@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from downstream.run import cell as cells
 from downstream.run.cell import Identity
@@ -19,9 +19,8 @@ from upstream.base import Upstream
 from upstream.common.disk import free_bytes
 from upstream.features.clips import Clip, overlapping
 from upstream.features.extract import Kind, bytes_of, shards
+from upstream.features.provide import Where
 from upstream.features.store import Store
-
-Where = Literal["auto", "cache", "recompute"]
 
 
 class Request(NamedTuple):
