@@ -70,6 +70,30 @@ def test_a_killed_holder_is_free_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - begun < disk.LEASE_SECONDS / 2
 
 
+def test_a_holder_killed_before_it_wrote_its_name_is_not_waited_for(tmp_path: Path) -> None:
+    marker = tmp_path / disk.LEASE
+    marker.touch()
+    assert held(tmp_path), "its holder may be about to write"
+    old = time.time() - disk.BLANK_SECONDS
+    os.utime(marker, (old, old))
+    with disk.lease(tmp_path, wait=True) as ours:
+        assert ours and marker.stat().st_size and held(tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+def test_of_those_who_remove_a_blank_marker_one_holds_the_lease(tmp_path: Path) -> None:
+    for _ in range(10):
+        marker = tmp_path / "count.lease"
+        marker.touch()
+        os.utime(marker, (0, 0))
+        processes = [FORK.Process(target=_count, args=(tmp_path, 1)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    assert (tmp_path / "count").read_text() == "40"
+
+
 def test_a_frozen_holder_is_taken_over_when_its_lease_is_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

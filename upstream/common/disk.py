@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from upstream.common.errors import UserError
 
 LEASE = ".lease"
 LEASE_SECONDS = 60.0  # a lease that was not refreshed for so long is anybody's; all must agree
+BLANK_SECONDS = 5.0  # a lease whose holder was killed before it wrote its name is anybody's then
 PART = ".part-"  # how the name of a file in the making begins
 
 
@@ -111,8 +113,13 @@ def lease(folder: Path, *, wait: bool, name: str = LEASE) -> Iterator[bool]:
         claim = _refused.pop(place, None) or filelock.SoftFileLease(
             place, lease_duration=LEASE_SECONDS, thread_local=False
         )
-        with contextlib.suppress(filelock.Timeout):
-            claim.acquire(blocking=wait, poll_interval=0.2)
+        while not claim.is_locked:
+            _remove_blank(place)
+            with contextlib.suppress(filelock.Timeout):
+                claim.acquire(blocking=False)
+            if claim.is_locked or not wait:
+                break
+            time.sleep(0.2)
     if not claim.is_locked:
         _refused[place] = claim
         yield False
@@ -124,6 +131,23 @@ def lease(folder: Path, *, wait: bool, name: str = LEASE) -> Iterator[bool]:
         yield True
     finally:
         claim.release()
+
+
+def _remove_blank(place: str) -> None:
+    """Remove a marker without a holder's name, for which filelock would wait for ever.
+
+    It is taken aside first: of two that want to remove it one may meanwhile hold a new one.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(place)
+        if status.st_size or time.time() - status.st_mtime < BLANK_SECONDS:
+            return
+        aside = f"{place}.{uuid.uuid4().hex}"
+        os.rename(place, aside)
+        if os.stat(aside).st_size:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, place)
+        os.unlink(aside)
 
 
 @contextlib.contextmanager

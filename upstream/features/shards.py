@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import shutil
 import time
@@ -28,12 +29,22 @@ from upstream.common.errors import UserError
 from upstream.features.clips import Clip
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Mapped = np.memmap[Any, np.dtype[Any]]
 FORMAT = 2  # raise when the same audio and weights give other features than before
 BLOCK = 1 << 22  # bytes read at once
 JSON = "shard.json"
 USED = "used"  # its time is the entry's last use
 AGAIN = "the same command computes it again"
+
+
+class Column(NamedTuple):
+    """A .npy file of rows. NumPy would read its header with `ast`, which Python 3.11 does not
+    bear in two threads at once."""
+
+    bytes: int
+    crc: int  # CRC-32
+    offset: int  # bytes before the first row
+    kind: str  # a NumPy dtype
+    shape: list[int]  # of a row
 
 
 class Shard(NamedTuple):
@@ -42,30 +53,39 @@ class Shard(NamedTuple):
     path: Path  # its folder
     keys: list[str]  # of its clips, in the order of their rows
     lens: list[int]  # frames
-    shape: list[int]  # of a row: [L, D], or [C] of a CNN
     seconds: float
-    arrays: dict[str, tuple[int, int]]  # bytes and CRC-32 of each file
+    arrays: dict[str, Column]  # of a row of "rows" the shape is [L, D], or [C] of a CNN
     error: float  # relative RMS error of int8, 0 for the other kinds
 
     def file(self, array: str) -> Path:
         return self.path / f"{array}.npy"
 
-    def map(self) -> dict[str, Mapped]:
-        """Its arrays, memory-mapped; their files are verified once per process.
-
-        Raises UserError, and removes the shard, if a byte of its arrays has changed.
-        """
-        for array, (_, crc) in self.arrays.items():
+    def verify(self) -> None:
+        """Once per process. Raises UserError, and removes the shard, if a byte has changed."""
+        for array, column in self.arrays.items():
             path = self.file(array)
             try:
-                right = _checksum(path, *_stamp(path)) == crc
+                right = _checksum(path, *_stamp(path)) == column.crc
             except OSError:
                 right = False
             if not right:
                 with _claim(self.path, wait=True):
                     shutil.rmtree(self.path, ignore_errors=True)
                 raise UserError(f"{path}: damaged on disk; removed, {AGAIN}")
-        return {name: np.load(self.file(name), mmap_mode="r") for name in self.arrays}
+
+    def read(self, array: str, first: int, count: int) -> Array:
+        """Some rows of an array. Raises UserError if they are gone.
+
+        Not mapped into memory: a mapping costs a page fault every 4 kB in every epoch.
+        """
+        column, file = self.arrays[array], self.file(array)
+        kind, width = np.dtype(column.kind), math.prod(column.shape)
+        offset = column.offset + first * width * kind.itemsize
+        try:
+            flat = np.fromfile(file, kind, width * count, "", offset)
+        except OSError as error:  # another process found it damaged
+            raise UserError(f"{file}: gone; run the same command again") from error
+        return flat.reshape(count, *column.shape)
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
@@ -80,7 +100,7 @@ def read(path: Path) -> Shard | None:
         sizes = [shard.file(array).stat().st_size for array in shard.arrays]
     except (OSError, AttributeError, KeyError, TypeError):  # not there; not ours
         return None
-    return shard if sizes == [size for size, _ in shard.arrays.values()] else None
+    return shard if sizes == [column.bytes for column in shard.arrays.values()] else None
 
 
 @functools.cache
@@ -89,6 +109,7 @@ def _described(path: Path, *stamp: int) -> Shard:
     facts = disk.read_checked(path / JSON)
     if facts.pop("format") != FORMAT:
         raise KeyError(path)
+    facts["arrays"] = {name: Column(*facts["arrays"][name]) for name in facts["arrays"]}
     return Shard(path, **facts)
 
 
@@ -112,7 +133,7 @@ class Writer:
         self.path = folder / hashlib.blake2b(keys, digest_size=8).hexdigest()
         self.part = folder / f"{disk.PART}{self.path.name}-{uuid.uuid4().hex}"
         self.columns: dict[str, BinaryIO] = {}  # .npy files that grow
-        self.types: dict[str, tuple[str, tuple[int, ...]]] = {}  # with the shape of a row
+        self.types: dict[str, tuple[str, list[int]]] = {}  # with the shape of a row
         self.rows = 0
         self.clips: list[tuple[Clip, int, float]] = []  # with frames and error
 
@@ -133,7 +154,7 @@ class Writer:
             for name, array in arrays.items():
                 if name not in self.columns:
                     self.columns[name] = (self.part / f"{name}.npy").open("wb")
-                    self.types[name] = array.dtype.str, array.shape[1:]
+                    self.types[name] = array.dtype.str, list(array.shape[1:])
                     self._header(name)
                 self.columns[name].write(array.data)
         self.rows += len(arrays["rows"])
@@ -148,19 +169,20 @@ class Writer:
     def commit(self) -> None:
         """Make the rows visible."""
         clips, lens, errors = zip(*self.clips)
-        arrays: dict[str, tuple[int, int]] = {}
+        arrays: dict[str, Column] = {}
         with disk.writing(self.path):
             for name, file in self.columns.items():
                 size = file.tell()
                 file.seek(0)
                 self._header(name)
+                offset = file.tell()
                 file.close()
-                arrays[name] = size, _checksum(self.part / f"{name}.npy")
+                crc = _checksum(self.part / f"{name}.npy")
+                arrays[name] = Column(size, crc, offset, *self.types[name])
             facts = {
                 "format": FORMAT,
                 "keys": [clip.key for clip in clips],
                 "lens": lens,
-                "shape": self.types["rows"][1],
                 "seconds": sum(clip.seconds for clip in clips),
                 "error": (sum(e * e for e in errors) / len(errors)) ** 0.5,
                 "arrays": arrays,

@@ -9,7 +9,6 @@ Rows are found by the content of their audio: tasks that share utterances share 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
 import time
@@ -27,7 +26,7 @@ from upstream.common.errors import UserError
 from upstream.features import shards
 from upstream.features.clips import Clip
 from upstream.features.codec import Features, Kind
-from upstream.features.shards import Array, Mapped, Shard
+from upstream.features.shards import Array, Shard
 
 ABOUT = "about.json"
 IN_MEMORY = 4e9  # bytes of means that are held in memory: VoxCeleb1's three and more
@@ -55,11 +54,11 @@ class Kept:
 
     def __init__(self, kind: Kind, shelf: list[Shard], table: Array, reading: object) -> None:
         self.shelf, self.reading, self.mean = shelf, reading, kind == "mean"
-        self.mapped: dict[int, dict[str, Mapped]] = {}
+        self.verified: set[int] = set()
         self.place = table[:, :2].astype(np.int64)
         self.lens = torch.from_numpy(table[:, 2].astype(np.int64))
         self.error = float(np.square(table[:, 3]).mean() ** 0.5)
-        *layers, self.dim = shelf[0].shape
+        *layers, self.dim = shelf[0].arrays["rows"].shape
         self.layers = layers[0] if layers else 1
         self.values: Tensor | None = None  # all means [L, N, D]
         if self.mean and 4 * len(table) * self.layers * self.dim <= IN_MEMORY:
@@ -85,18 +84,11 @@ class Kept:
     def _read(self, index: int, count: int) -> dict[str, Array]:
         """The arrays of an utterance's rows."""
         number, first = self.place[index].tolist()
-        if number not in self.mapped:
-            self.mapped[number] = self.shelf[number].map()
-        rows = {}
-        for name, mapped in self.mapped[number].items():
-            width = math.prod(mapped.shape[1:])
-            offset = mapped.offset + first * width * mapped.itemsize
-            try:  # read, not mapped: a mapping costs a page fault every 4 kB in every epoch
-                flat = np.fromfile(str(mapped.filename), mapped.dtype, width * count, "", offset)
-            except OSError as error:  # another process found it damaged
-                raise UserError(f"{mapped.filename}: gone; run the same command again") from error
-            rows[name] = flat.reshape(count, *mapped.shape[1:])
-        return rows
+        shard = self.shelf[number]
+        if number not in self.verified:
+            shard.verify()
+            self.verified.add(number)
+        return {array: shard.read(array, first, count) for array in shard.arrays}
 
 
 @dataclass(frozen=True)
