@@ -17,15 +17,17 @@ Direction = Literal["lower", "higher"]
 
 
 class Example(NamedTuple):
-    """One labelled utterance. `split` is train, dev or test, or a fold's name."""
+    """One labelled utterance. `split` is train, dev or test (or several of them, with spaces
+    between: audio that is searched or compared with), or a fold's name."""
 
     id: str
     path: str
     start: float | None  # seconds; None = from the beginning
     end: float | None  # seconds; None = to the end
-    target: str  # a transcript, phones separated by spaces, or a label
+    target: str  # what the task makes of it: a transcript, a label, trials, who speaks when
     speaker: str
     split: str
+    group: str = ""  # language, accent, microphone, ...: scores are also given group by group
 
 
 class Item(NamedTuple):
@@ -34,6 +36,8 @@ class Item(NamedTuple):
     id: str
     speaker: str
     target: str  # as the task normalises it
+    seconds: float = 0.0
+    group: str = ""
 
 
 class Tally(NamedTuple):
@@ -54,6 +58,7 @@ class Count(NamedTuple):
     total: float
     fold: str = ""  # "" for a task without folds
     metric: str = ""  # "" for the only metric of its task
+    group: str = ""
 
     @property
     def cluster(self) -> str:
@@ -72,6 +77,7 @@ class Trial(NamedTuple):
     speaker: str
     fold: str = ""
     metric: str = ""
+    group: str = ""
 
     @property
     def cluster(self) -> str:
@@ -117,6 +123,8 @@ class Labels:
     specials: frozenset[str] = frozenset()  # removed from what is decoded
     eos: str = ""  # ends every target, as in s3prl; "": nothing does
     refusal: str = ""  # says that a symbol ({!r}) is outside; "": it counts as <unk>
+    sizes: tuple[int, ...] = ()  # of several questions, how many classes answer each; (): one
+    frame: float = 0.02  # seconds of a frame, for targets that say when
 
     @property
     def size(self) -> int:
@@ -126,7 +134,7 @@ class Labels:
     def index(self) -> dict[str, int]:
         return {symbol: number for number, symbol in enumerate(self.symbols)}
 
-    def encode(self, target: str) -> list[int]:
+    def encode(self, target: str) -> list[Any]:
         """Class indices with the end symbol. Raises UserError like `unknown`."""
         self.unknown(target)
         tokens = self.split(target) + [self.eos] * bool(self.eos)
@@ -144,12 +152,33 @@ class Labels:
         return foreign
 
 
+class Part(NamedTuple):
+    """A split with what the head predicts of it, or without a head its features.
+
+    outputs: read when they are asked for, item by item: [L, D] means or [L, T, D] frames.
+    """
+
+    items: list[Item]
+    outputs: Sequence[Any]
+
+
+class Calibration(NamedTuple):
+    """What is settled after training, without a look at the test set.
+
+    use: makes of a Part's items and outputs the outputs that `Task.records` takes.
+    """
+
+    chosen: dict[str, Any] = {}  # for score.json: plain values
+    use: Callable[[Sequence[Item], Sequence[Any]], Sequence[Any]] = lambda items, outputs: outputs
+
+
 @dataclass(frozen=True)
 class Task:
     """What a task is, apart from its data: features, head, labels, records and scores.
 
     A task that compares utterances overrides `records`; nothing else knows how many records an
-    utterance makes.
+    utterance makes. One with something to settle on dev (a threshold, a layer), or that learns
+    without a head, overrides `calibrate`.
     """
 
     name: str
@@ -164,13 +193,15 @@ class Task:
         """The metric that selects on dev and that tables show."""
         return METRICS.named(self.metrics[0])
 
+    def calibrate(self, part: Callable[[str], Part], labels: Labels) -> Calibration:
+        """What the trained head, or the bare features, need beside; part: of "train" and "dev"."""
+        return Calibration()
+
     def records(
         self, items: Sequence[Item], outputs: Sequence[Any], labels: Labels
     ) -> list[Record]:
-        """One Count per utterance and metric.
-
-        `outputs` are what the head predicts for each item (class indices), without a head its
-        features: [L, D] means or [L, T, D] frames.
+        """One Count per utterance and metric; `outputs` are what the head predicts of each item
+        (class indices), after training as calibrated.
         """
         several, counts = len(self.metrics) > 1, list[Record]()
         for item, output in zip(items, outputs):
@@ -180,7 +211,8 @@ class Task:
                 assert count is not None, f"{name} does not compare texts"
                 tally = count(item.target, hypothesis)
                 metric = name if several else ""
-                counts.append(Count(*item, hypothesis, *tally, metric=metric))
+                said = (item.id, item.speaker, item.target, hypothesis)
+                counts.append(Count(*said, *tally, metric=metric, group=item.group))
         return counts
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:

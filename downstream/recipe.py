@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import downstream.corpora  # noqa: F401 - registers the readers
-from downstream.base import CORPORA, HEADS, TASKS, Example, Task
+from downstream.base import CORPORA, HEADS, METRICS, TASKS, Example, Labels, Task
 from downstream.tasks.heads import Head
 from downstream.tasks.lexicon import to_phones
 from upstream.common import PROJECT, user_code
@@ -46,6 +46,7 @@ class Train:
     accumulate: Positive = 1
     clip: Amount = 1.0
     seeds: Positive = 1
+    balanced: bool = False  # every class is drawn as often, with replacement (SUPERB's KS)
     optimizer: Literal["Adam", "AdamW"] = "Adam"
     specaug: bool = False
 
@@ -70,8 +71,9 @@ class Recipe:
     kind: Literal["task"]
     task: str
     corpus: dict[str, Any]
-    train: Train
+    train: Train | None = None  # of the head, if the task has one
     head: dict[str, Any] = field(default_factory=dict)  # `name`: another head than the task's
+    metric: list[str] = field(default_factory=list)  # others than the task's; the first selects
     tokens: Literal["superb", "train"] = "train"
     lexicon: list[str] = field(default_factory=list)
     folds: bool = False
@@ -88,15 +90,25 @@ class Recipe:
         data = dataclasses.asdict(self)
         for key in ("name", "suite", "path", "expect"):
             data.pop(key)
-        data["train"].pop("seeds")
+        train = data["train"] or {"seeds": 1, "balanced": True}
+        train.pop("seeds")
+        for names, key in ((train, "balanced"), (data, "metric")):  # younger than the first cells
+            if not names[key]:
+                names.pop(key)
         data["corpus"].pop("root", None)
         for names in (data, data["corpus"], data["head"]):
             for key in {"task", "name"} & names.keys():
                 names[key] = user_code.identity(str(names[key]))
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
+    def seeds(self, asked: int | None = None) -> int:
+        """How many heads differ in nothing but their seed: one where none is trained."""
+        return (asked or self.train.seeds) if self.train else 1
+
     def kind_of_task(self) -> Task:
-        return TASKS.named(self.task)
+        """The task, with the recipe's metrics if it names some."""
+        task = TASKS.named(self.task)
+        return dataclasses.replace(task, metrics=tuple(self.metric)) if self.metric else task
 
     def head_constructor(
         self, options: Mapping[str, Any] | None = None, where: str = ""
@@ -110,6 +122,14 @@ class Recipe:
         name = others.pop("name", self.kind_of_task().head)
         head = named(HEADS, name, f"{where}: name")
         return functools.partial(head, **bind(head, others, where, ("layers", "dim", "classes")))
+
+    def new_head(
+        self, layers: int, dim: int, labels: Labels, options: Mapping[str, Any] | None = None
+    ) -> Head:
+        """A head with random weights, for hidden states of this shape and these classes."""
+        head = self.head_constructor(options)(layers, dim, labels.size)
+        head.sizes = labels.sizes
+        return head
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for score.json."""
@@ -125,9 +145,14 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     options = dict(recipe.corpus)
     reader = named(CORPORA, options.pop("name", None), f"{path}: corpus: name")
     bind(reader, options, f"{path}: corpus")
+    for name in recipe.metric:
+        named(METRICS, name, f"{path}: metric")
     if task.head or recipe.head:
         recipe.head_constructor()
-    rates = recipe.train.lr
+    if bool(task.head) != bool(recipe.train):
+        fault = "is missing" if task.head else f"nothing is trained in task {recipe.task!r}"
+        raise UserError(f"{path}: train: {fault}")
+    rates = recipe.train.lr if recipe.train else [1.0]
     if not rates or len(set(rates)) < len(rates):
         raise UserError(f"{path}: train: lr: must be a list of different numbers, at least one")
     return recipe

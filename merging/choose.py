@@ -216,7 +216,7 @@ def score(requests: Mapping[str, Request], tasks: Sequence[Prepared], options: R
     scores = {result.cell: result.score for result in results.load_results(options.results)}
 
     def mean(identity: Identity, task: Prepared) -> float:
-        cells = [scores[cell(identity, task, seed)] for seed in range(task.recipe.train.seeds)]
+        cells = [scores[cell(identity, task, seed)] for seed in range(task.recipe.seeds())]
         chosen = [score.dev[fold][f"{lr:g}"] for score in cells for fold, lr in score.lr.items()]
         return sum(chosen) / len(chosen)
 
@@ -229,7 +229,7 @@ def score(requests: Mapping[str, Request], tasks: Sequence[Prepared], options: R
 
 def key(facts: Any, tasks: Sequence[Prepared]) -> str:
     """12 hex digits over all that a choice depends on: weights, method, candidates, tasks."""
-    seeds = [(prepared.revision, prepared.recipe.train.seeds) for prepared in tasks]
+    seeds = [(prepared.revision, prepared.recipe.seeds()) for prepared in tasks]
     text = json.dumps([VERSION, facts, seeds], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

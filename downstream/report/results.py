@@ -24,7 +24,7 @@ from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError
 
 FORMAT = 1  # of score.json; a later layout must raise it
-SUMMARY = 1  # of summary.json; with another number it is made again from the predictions
+SUMMARY = 2  # of summary.json; with another number it is made again from the predictions
 ROUNDING = 1e-6  # per cent
 SPOILT = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 KINDS: dict[str, type | tuple[type, ...]] = {  # of what tables rest on
@@ -74,6 +74,7 @@ class Score:
     features: str = ""  # kind and precision of what the head was trained on
     clusters: str = ""  # 12 hex digits over who speaks which utterance
     seen: int = 0  # test utterances whose audio and labels the upstream was fine-tuned on
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)  # fold -> settled on dev
 
 
 @dataclass(frozen=True)

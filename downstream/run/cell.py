@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from downstream.base import Record
+from downstream.base import Part, Record
 from downstream.report.results import Cell, Score, finished, provenance, read_cell, save
 from downstream.run.prepare import Prepared
-from downstream.run.train import Data, fit, predict
+from downstream.run.train import Bare, Data, fit, predict
+from downstream.tasks.heads import Head
 from upstream.features.codec import Features
 
 
@@ -21,6 +23,7 @@ class Identity(NamedTuple):
     name: str
     fingerprint: str
     source: str
+    frame: float = 0.02  # seconds from one frame to the next
 
 
 def cell(identity: Identity, prepared: Prepared, seed: int) -> Cell:
@@ -49,19 +52,25 @@ def run(
     records: list[Record] = []
     lr: dict[str, float] = {}
     dev: dict[str, dict[str, float]] = {}
+    chosen: dict[str, dict[str, Any]] = {}
     for fold, split in prepared.splits.items():
-        data = Data(features, prepared.items, prepared.labels(fold), prepared.windows)
+        data = Data(
+            features, prepared.items, prepared.labels(fold, identity.frame), prepared.windows
+        )
         head = None
         if task.head:
             what = f"{identity.name} {recipe.name}{fold and ' ' + fold} seed {seed}"
             state = folder / f"state{fold and '-' + fold}.pt"
             fitted = fit(recipe, data, split, seed=seed, device=device, state=state, what=what)
             head, lr[fold], dev[fold] = fitted.head, fitted.lr, fitted.dev
-        outputs = predict(head, data, split["test"])
-        tested = task.records([prepared.items[i] for i in split["test"]], outputs, data.labels)
+        part = functools.partial(_part, head, data, split)
+        calibration = task.calibrate(part, data.labels)
+        chosen |= {fold: calibration.chosen} if calibration.chosen else {}
+        items, outputs = part("test")
+        tested = task.records(items, calibration.use(items, outputs), data.labels)
         records += [record._replace(fold=fold) for record in tested]
     score = task.score(records)[task.metrics[0]]
-    warnings = [*_edges(recipe.train.lr, lr), *prepared.warnings]
+    warnings = [*_edges(recipe.train.lr if recipe.train else [], lr), *prepared.warnings]
     if features.error:
         compared = replace(prepared, recipe=replace(recipe, frames="float16"))
         other = cell(identity, compared, seed).folder(results) / "score.json"
@@ -74,7 +83,7 @@ def run(
         dev=dev,
         n=len({record.id for record in records}),
         speakers=len({record.speaker for record in records}),
-        steps=recipe.train.steps,
+        steps=recipe.train.steps if recipe.train else 0,
         seconds=time.monotonic() - begun,
         device=device,
         recipe=recipe.as_dict(),
@@ -82,6 +91,7 @@ def run(
         features="float32 means" if prepared.kind == "mean" else f"{prepared.kind} frames",
         clusters=prepared.clusters,
         seen=seen,
+        chosen=chosen,
         warnings=warnings,
         **provenance(),
     )
@@ -89,6 +99,13 @@ def run(
     for state in folder.glob("state*.pt"):
         state.unlink()
     return result
+
+
+def _part(head: Head | None, data: Data, split: Mapping[str, list[int]], name: str) -> Part:
+    """A split with its predictions, or without a head its features, read one by one."""
+    indices = split[name]
+    outputs = predict(head, data, indices) if head else Bare(data.features, indices)
+    return Part([data.items[i] for i in indices], outputs)
 
 
 def _eight_bit(error: float, score: float, other: Path) -> str:

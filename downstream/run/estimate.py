@@ -54,7 +54,7 @@ def describe(
             building = waiting.seconds * TRAINING * (1 - CNN_SHARE) / _passed(upstream)
             lines.append(f"{request.name:<{width}} first: {waiting.why} ({_clock(building)})")
             total += building * options.workers  # it is one process's work
-        counts = [seeds or task.recipe.train.seeds for task in tasks]
+        counts = [task.recipe.seeds(seeds) for task in tasks]
         left = [
             len(cells.missing(identity, task, count, options.results))
             for task, count in zip(tasks, counts)
@@ -103,6 +103,8 @@ def _where(upstream: Upstream, task: Prepared, kind: Kind | None, passed: bool) 
 def _cell_seconds(upstream: Upstream, task: Prepared, kind: Kind | None) -> float:
     """Training one seed (all folds), recomputing frames where they are not kept."""
     train = task.recipe.train
+    if train is None:
+        return 0.0
     steps = len(task.splits) * train.steps
     seconds = steps * _step(upstream, task)
     if kind != task.kind:
@@ -128,19 +130,21 @@ def _step(upstream: Upstream, task: Prepared) -> float:
     """Seconds of one training step of all learning rates' heads, on random features."""
     recipe, kind = task.recipe, task.recipe.kind_of_task()
     step = (*_size(upstream), task.revision)
-    if kind.head and step not in _measured:
-        labels = kind.labels(recipe.tokens, task.targets)
-        head = recipe.head_constructor()(upstream.num_layers, upstream.dim, labels.size)
+    train = recipe.train
+    if train and step not in _measured:
+        labels = task.labels(next(iter(task.splits)))
+        head = recipe.new_head(upstream.num_layers, upstream.dim, labels)
         frames = max(1, int(task.seconds / len(task.clips) * SAMPLE_RATE / upstream.stride))
         middle = (frames,) if kind.features == "frames" else ()
-        x = torch.randn(upstream.num_layers, recipe.train.batch, *middle, upstream.dim)
-        lens = torch.full((recipe.train.batch,), frames)
-        targets = [labels.encode(task.targets[0])] * recipe.train.batch
+        x = torch.randn(upstream.num_layers, train.batch, *middle, upstream.dim)
+        lens = torch.full((train.batch,), frames)
+        first = next(iter(task.splits.values()))["train"][0]
+        targets = [labels.encode(task.targets[first])] * train.batch
         seconds = timeit.repeat(
             lambda: head.loss(head(x, lens), lens, targets).backward(), number=1, repeat=3
         )
-        _measured[step] = min(seconds) * recipe.train.accumulate * len(recipe.train.lr)
-    return _measured[step] if kind.head else 0.0
+        _measured[step] = min(seconds) * train.accumulate * len(train.lr)
+    return _measured[step] if train else 0.0
 
 
 def _size(upstream: Upstream) -> tuple[Any, ...]:

@@ -52,8 +52,9 @@ class Prepared:
 
     @property
     def clusters(self) -> str:
-        """12 hex digits over who speaks: intervals rest on it, scores do not."""
-        return _digest("".join(sorted({f"{item.id}\t{item.speaker}\n" for item in self.items})))
+        """12 hex digits over who speaks, in which group: intervals rest on it, scores do not."""
+        rows = {"\t".join(filter(None, (i.id, i.speaker, i.group))) + "\n" for i in self.items}
+        return _digest("".join(sorted(rows)))
 
     @property
     def kind(self) -> Kind:
@@ -75,10 +76,11 @@ class Prepared:
         """The test utterances of all folds."""
         return [self.clips[i] for split in self.splits.values() for i in split["test"]]
 
-    def labels(self, fold: str) -> Labels:
-        """The classes of a fold's training targets."""
+    def labels(self, fold: str, frame: float = 0.02) -> Labels:
+        """The classes of a fold's training targets; `frame`: seconds of a frame."""
         targets = [self.targets[i] for i in self.splits[fold]["train"]]
-        return self.recipe.kind_of_task().labels(self.recipe.tokens, targets)
+        labels = self.recipe.kind_of_task().labels(self.recipe.tokens, targets)
+        return dataclasses.replace(labels, frame=frame)
 
     def audio(self, indices: Iterable[int]) -> list[Clip]:
         """All that training on `indices` may hear."""
@@ -116,7 +118,8 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     task, corpus = recipe.kind_of_task(), examples(recipe, results)
     parts = ("train", "dev", "test")
     splits = folds(corpus) if recipe.folds else {"": {p: _of(corpus, p) for p in parts}}
-    for fold, part in itertools.product(splits, parts):
+    needed = parts if task.head else ("test",)
+    for fold, part in itertools.product(splits, needed):
         if not splits[fold][part]:
             where = f"fold {fold}: " if fold else ""
             raise UserError(f"{recipe.path}: corpus: {where}no utterances in split {part!r}")
@@ -131,7 +134,7 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     if windows:
         lines.append(json.dumps(sorted(windows.items())))
     content = hashlib.sha256("".join(lines).encode()).hexdigest()
-    items = [Item(e.id, e.speaker, e.target) for e, _ in pieces]
+    items = [Item(e.id, e.speaker, e.target, clip.seconds, e.group) for e, clip in pieces]
     clips = [clip for _, clip in pieces]
     prepared = Prepared(recipe, items, clips, splits, windows, content, [])
     prepared.warnings.extend(_unknown_symbols(prepared))
@@ -150,7 +153,7 @@ def _say(line: str) -> None:
 
 
 def _of(corpus: Sequence[Example], part: str) -> list[int]:
-    return [i for i, e in enumerate(corpus) if e.split == part]
+    return [i for i, e in enumerate(corpus) if part in e.split.split()]
 
 
 def folds(corpus: Sequence[Example]) -> dict[str, Split]:

@@ -15,7 +15,7 @@ from downstream.run import cell as cells
 from downstream.run.cell import Identity
 from downstream.run.prepare import Prepared
 from upstream import load
-from upstream.base import Upstream
+from upstream.base import SAMPLE_RATE, Upstream
 from upstream.common.disk import free_bytes
 from upstream.features.clips import Clip, overlapping
 from upstream.features.extract import Kind, bytes_of, shards
@@ -110,12 +110,17 @@ def survey(
     kept = 0
     for request in requests:
         upstream = request.load()
-        identity = Identity(request.name, upstream.fingerprint(), upstream.source)
+        identity = Identity(
+            request.name,
+            upstream.fingerprint(),
+            upstream.source,
+            upstream.stride / SAMPLE_RATE,
+        )
         identities.append(identity)
         jobs: list[CellJob] = []
         unfinished = []
         for task, file in zip(tasks, files):
-            count = seeds or task.recipe.train.seeds
+            count = task.recipe.seeds(seeds)
             missing = cells.missing(identity, task, count, options.results)
             kept += count - len(missing)
             if missing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +66,9 @@ class Stream:
     """Training batches as a pure function of (seed, number), so that a resumed run sees the same.
 
     An epoch has every utterance once; of one in `windows`, a crop, and in the next epoch the next.
-    With `sort` batches are of similar length (no padding waste, as s3prl's sorted buckets).
+    With `sort` batches are of similar length (no padding waste, as s3prl's sorted buckets). With
+    `weigh`, the class of each of `indices`, an epoch is as many draws with replacement in which
+    every class is as likely (PyTorch's WeightedRandomSampler, s3prl downstream/speech_commands).
     """
 
     def __init__(
@@ -76,8 +79,11 @@ class Stream:
         seed: int,
         sort: bool,
         windows: Mapping[int, Sequence[int]] = {},
+        weigh: Sequence[str] | None = None,
     ) -> None:
+        sort = sort and weigh is None
         self.indices = sorted(indices, key=lambda i: (-int(lens[i]), i)) if sort else list(indices)
+        self.weights = balanced(weigh) if weigh else None
         self.batch, self.seed, self.sort, self.windows = batch, seed, sort, windows
         self.per_epoch = -(-len(self.indices) // batch)
         self.epoch = -1
@@ -88,7 +94,11 @@ class Stream:
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             size = self.per_epoch if self.sort else len(self.indices)
-            self.order = torch.randperm(size, generator=generator).tolist()
+            self.order = (
+                torch.randperm(size, generator=generator)
+                if self.weights is None
+                else torch.multinomial(self.weights, size, True, generator=generator)
+            ).tolist()
             self.epoch = epoch
         first = (self.order[position] if self.sort else position) * self.batch
         places = range(first, min(first + self.batch, len(self.indices)))
@@ -97,12 +107,28 @@ class Stream:
         return [crop[(self.seed + epoch) % len(crop)] for crop in crops]
 
 
-def predict(head: Head | None, data: Data, indices: Sequence[int]) -> list[Any]:
-    """What a head makes of `indices`; without one, their [L, D] means or [L, T, D] frames."""
-    if head is not None:
-        return predictions([head], data, indices)[0]
-    x, lens = zip(*(data.features.batch([i]) for i in indices))
-    return [item[:, 0, :n] if item.dim() == 4 else item[:, 0] for item, n in zip(x, lens)]
+def balanced(classes: Sequence[str]) -> Tensor:
+    """The weight of each utterance, by which every class is as likely to be drawn."""
+    counts = Counter(classes)
+    return torch.tensor([1 / counts[each] for each in classes], dtype=torch.float64)
+
+
+class Bare(Sequence[Tensor]):
+    """The features of some utterances, each read when it is asked for: [L, D], or [L, T, D]."""
+
+    def __init__(self, features: Features, indices: Sequence[int]) -> None:
+        self.features, self.indices = features, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.features.batch([self.indices[number]])[0][:, 0]
+
+
+def predict(head: Head, data: Data, indices: Sequence[int]) -> list[Any]:
+    """What one head makes of `indices`, in their order."""
+    return predictions([head], data, indices)[0]
 
 
 def predictions(heads: Sequence[Head], data: Data, indices: Sequence[int]) -> list[list[Any]]:
@@ -148,12 +174,13 @@ def fit(
     numbers depend on (seed, step) alone, so a run resumed from `state` repeats an unbroken one.
     """
     task, train = recipe.kind_of_task(), recipe.train
+    assert train is not None
     torch.manual_seed(seed)
-    shape = (data.features.layers, data.features.dim, data.labels.size)
-    first = recipe.head_constructor()(*shape)
+    first = recipe.new_head(data.features.layers, data.features.dim, data.labels)
     runs = [_Run(train, lr, copy.deepcopy(first).to(device)) for lr in train.lr]
     frames, lens = task.features == "frames", data.features.lens
-    stream = Stream(split["train"], lens, train.batch, seed, frames, data.windows)
+    weigh = [data.items[i].target for i in split["train"]] if train.balanced else None
+    stream = Stream(split["train"], lens, train.batch, seed, frames, data.windows, weigh)
     crops = [j for i in split["train"] for j in data.windows.get(i, [i])]
     encoded = {j: data.labels.encode(data.items[j].target) for j in crops}
     begun, saved = 0, time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ class Head(nn.Module):
 
     def __init__(self, layers: int) -> None:
         super().__init__()
+        self.sizes: tuple[int, ...] = ()  # of several questions, the classes of each
         self.layer_weights = nn.Parameter(torch.zeros(layers), requires_grad=layers > 1)
 
     def weighted_sum(self, x: Tensor) -> Tensor:
@@ -71,10 +73,19 @@ class Utterance(Head):
         return self.linear(hidden)
 
     def loss(self, logits: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-        return F.cross_entropy(logits, torch.tensor([t[0] for t in targets], device=logits.device))
+        """The cross-entropies of all questions, summed (s3prl downstream/fluent_commands)."""
+        right = torch.tensor(targets, device=logits.device).T
+        parts = zip(self._parts(logits), right)
+        return torch.stack([F.cross_entropy(x, y - first) for (x, first), y in parts]).sum()
 
     def predict(self, logits: Tensor, lens: Tensor) -> list[list[int]]:
-        return [[i] for i in logits.argmax(-1).tolist()]
+        best = [x.argmax(-1) + first for x, first in self._parts(logits)]
+        return torch.stack(best, -1).tolist()
+
+    def _parts(self, logits: Tensor) -> list[tuple[Tensor, int]]:
+        """The logits of each question, and its first class."""
+        parts = logits.split(self.sizes or logits.shape[-1], -1)
+        return list(zip(parts, itertools.accumulate(self.sizes, initial=0)))
 
 
 class CTC(Head):

@@ -46,8 +46,8 @@ class TaskObjective:
         self.metric, self.labels = self.task.metric, self.prepared.labels(plan.fold)
         self.device = next(encoder.parameters()).device
         torch.manual_seed(recipe.seed)
-        make = self.prepared.recipe.head_constructor(recipe.head)
-        self.head: Head = make(1, encoder.dim, self.labels.size).to(self.device)
+        head = self.prepared.recipe.new_head(1, encoder.dim, self.labels, recipe.head)
+        self.head: Head = head.to(self.device)
         split, clips = self.prepared.splits[plan.fold], self.prepared.clips
         frames = (torch.tensor([c.seconds for c in clips]) * SAMPLE_RATE / encoder.stride).long()
         windows = self.prepared.windows

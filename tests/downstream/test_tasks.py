@@ -75,13 +75,13 @@ def test_a_task_of_trials_that_trains_nothing(
 ) -> None:
     task = Verification("verify", features, None, ("eer",), sid.TASK.labels)
     monkeypatch.setitem(TASKS._entries, "verify", task)
-    result, records = score(suite, tmp_path / "r", "label", "task=verify")
+    result, records = score(suite, tmp_path / "r", "label", "task=verify", "train=null")
     assert len(records) == 24 * 23 / 2 and all(isinstance(line, Trial) for line in records)
     assert result.metric == "eer" and result.lr == {} and result.n == len(records)
     assert 0 <= result.score < 30, "three tones are easy to tell apart"
     assert task.score(records)["eer"] == result.score
     with pytest.raises(UserError, match="head: name: a head is named by text"):
-        recipe.load(suite / "label.yaml", {"task": "verify", "head.projector": 3})
+        recipe.load(suite / "label.yaml", {"task": "verify", "train": None, "head.projector": 3})
 
 
 def test_a_score_is_the_unweighted_mean_over_folds() -> None:
