@@ -30,7 +30,7 @@ examples:
   benchmark.py merge --base hubert_base --tuned my/tuned --set alpha=0.5 --output merged/
 The same command again keeps what is finished and goes on where it was interrupted.
 """
-COMMANDS = "run plan compare list_ describe check finetune merge export cache".split()
+COMMANDS = "run plan compare list_ describe check predict finetune merge export cache".split()
 LISTS = {  # what `list` knows: where its registry is
     "upstreams": "upstream.resolve:UPSTREAMS",
     "tasks": "downstream.base:TASKS",
@@ -97,6 +97,11 @@ def parser() -> argparse.ArgumentParser:
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
     commands["list_"].add_argument("what", choices=LISTS)
     commands["describe"].add_argument("upstream")
+    flag = commands["predict"].add_argument
+    flag("files", nargs="+", metavar="FILE", help="audio files")
+    flag("--upstream", required=True)
+    flag("--downstream", required=True, help="a task that this upstream was scored on")
+    flag("--suite", default="demo", help="the suite of the task (default: demo)")
     either = commands["check"].add_mutually_exclusive_group(required=True)
     either.add_argument("--upstream")
     either.add_argument("--recipe", type=Path)
@@ -260,7 +265,8 @@ def named(args: argparse.Namespace) -> Request:
     from downstream.recipe import suite_folder
     from merging.requests import request
 
-    return request(args.upstream, suite_folder("demo"), args.results)
+    suite = getattr(args, "suite", "demo")
+    return request(args.upstream, suite_folder(suite), args.results)
 
 
 def describe(args: argparse.Namespace) -> None:
@@ -301,6 +307,40 @@ def check(args: argparse.Namespace) -> int:
     for row in rows:
         print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
     return 0 if all(row.kept for row in rows) else 1
+
+
+def predict(args: argparse.Namespace) -> None:
+    """What trained heads say of other audio: predict --upstream X --downstream asr my.wav"""
+    from upstream.audio import load  # a file that cannot be read is told before all else
+
+    for path in args.files:
+        load(path)
+    from downstream.recipe import suite_folder
+    from downstream.report.groups import results_of
+    from downstream.report.results import load_results
+    from downstream.run import heads
+
+    suite = suite_folder(args.suite).name
+    mine = [r for r in load_results(args.results) if r.cell.suite == suite]
+    mine = results_of(args.upstream, mine)
+    cells = [r for r in mine if r.cell.task == args.downstream]
+    if not cells:
+        known = {r.cell.task for r in mine}
+        raise UserError(
+            f"{args.upstream} has no results in task {args.downstream!r} of suite {suite!r}"
+            f"{near_miss(args.downstream, known)}"
+        )
+    newest = max(cells, key=lambda r: r.score.created).cell.revision
+    cells = [r for r in cells if r.cell.revision == newest]
+    upstream = named(args).load().eval()
+    if upstream.fingerprint() != cells[0].cell.fingerprint:
+        raise UserError(
+            f"{args.upstream} has other weights now ({upstream.fingerprint()}) than its heads were "
+            f"trained on ({cells[0].cell.fingerprint}); run the benchmark again"
+        )
+    kept = [head for cell in cells for head in heads.load(cell, upstream)]
+    for path in args.files:
+        print(f"{path}\t{heads.agreed(heads.predict(kept, upstream, path))}", flush=True)
 
 
 def finetune(args: argparse.Namespace) -> None:

@@ -215,6 +215,10 @@ class Task:
                 counts.append(Count(*said, *tally, metric=metric, group=item.group))
         return counts
 
+    def say(self, output: Any, labels: Labels, chosen: Mapping[str, Any]) -> str:
+        """What a head predicts of audio without a reference, for people; chosen: on dev."""
+        return labels.decode(output)
+
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """Metric -> per cent; with folds the unweighted mean over them."""
         scores = {}

@@ -29,6 +29,7 @@ from upstream.common.schema import (
     read_value,
     read_yaml,
 )
+from upstream.features.codec import Kind
 
 T = TypeVar("T")
 RECIPES = PROJECT / "recipes"
@@ -100,6 +101,11 @@ class Recipe:
             for key in {"task", "name"} & names.keys():
                 names[key] = user_code.identity(str(names[key]))
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def features(self) -> Kind:
+        """What the head needs of every utterance."""
+        return "mean" if self.kind_of_task().features == "mean" else self.frames
 
     def seeds(self, asked: int | None = None) -> int:
         """How many heads differ in nothing but their seed: one where none is trained."""

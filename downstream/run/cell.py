@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from downstream.base import Part, Record
 from downstream.report.results import Cell, Score, finished, provenance, read_cell, save
+from downstream.run import heads
 from downstream.run.prepare import Prepared
 from downstream.run.train import Bare, Data, fit, predict
 from downstream.tasks.heads import Head
@@ -63,6 +64,7 @@ def run(
             state = folder / f"state{fold and '-' + fold}.pt"
             fitted = fit(recipe, data, split, seed=seed, device=device, state=state, what=what)
             head, lr[fold], dev[fold] = fitted.head, fitted.lr, fitted.dev
+            heads.keep(folder, fold, head, data.labels)
         part = functools.partial(_part, head, data, split)
         calibration = task.calibrate(part, data.labels)
         chosen |= {fold: calibration.chosen} if calibration.chosen else {}

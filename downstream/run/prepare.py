@@ -59,7 +59,7 @@ class Prepared:
     @property
     def kind(self) -> Kind:
         """What the head needs of every utterance."""
-        return "mean" if self.recipe.kind_of_task().features == "mean" else self.recipe.frames
+        return self.recipe.features
 
     @property
     def seconds(self) -> float:
