@@ -9,9 +9,10 @@ from statistics import median
 from typing import Literal, NamedTuple
 
 from downstream.base import Direction
+from downstream.report import superb
 from downstream.report.groups import Labels, TaskVersion, grouped, labels, name, results_of, version
 from downstream.report.results import Result
-from downstream.report.statistics import PREDICTED, holm, interval, paired, stacked
+from downstream.report.statistics import PREDICTED, Interval, holm, interval, paired, stacked
 from upstream.common.errors import UserError
 
 SIGNIFICANT = 0.05
@@ -121,7 +122,56 @@ def differences(a: Tasks, b: Tasks, called: Labels) -> tuple[list[Row], list[str
         for family in families.values()
         for row, p in zip(family, holm([row.p for row in family]))
     ]
-    return rows, refused
+    return rows + overall(a, called, b), refused
+
+
+def overall(a: Tasks, called: Labels, b: Tasks | None = None) -> list[Row]:
+    """The SUPERB scores of an upstream, or minus those of `b`, where all their tasks are there.
+
+    Each is one number, decided on before: its p is not adjusted.
+    """
+    rows = []
+    for suite in sorted({v.suite for v in a}):
+        shared = {v: a[v] for v in a if v.suite == suite and (b is None or v in b)}
+        for constants, tasks in superb.complete(shared).items():
+            sides = [{task: side[v] for task, v in tasks.items()} for side in (a, b) if side]
+            groups = [group for side in sides for group in side.values()]
+            seeds = set.intersection(*({r.cell.seed for r in group} for group in groups))
+            heads = [
+                {
+                    task: [r.summary for r in group if r.cell.seed in seeds]
+                    for task, group in side.items()
+                }
+                for side in sides
+            ]
+            if not seeds:
+                continue
+            row, *others = (_overall(suite, constants, s, h, called) for s, h in zip(sides, heads))
+            for other in others:
+                row = _against(row, other, superb.score(constants, *heads), _few(len(seeds)))
+                row = row._replace(p_holm=row.p, verdict=_verdict(row, row.p))
+            rows.append(row)
+    return rows
+
+
+def _overall(
+    suite: str,
+    constants: str,
+    groups: Mapping[str, Sequence[Result]],
+    heads: superb.Heads,
+    called: Labels,
+) -> Row:
+    """One upstream's score with a set of constants."""
+    score, firsts = superb.score(constants, heads), [each[0] for each in heads.values()]
+    results = [result for group in groups.values() for result in group]
+    return Row(
+        suite=suite, upstream=called[name(results[0])], fingerprint=results[0].cell.fingerprint,
+        task=f"{superb.METRIC} {constants}", recipe="", metric=superb.METRIC, better="higher",
+        score=score.value, low=score.low, high=score.high, seeds=len(heads[min(heads)]),
+        clusters=sum(len(each.clusters) for each in firsts), unit="speakers or folds",
+        utterances=sum(each.utterances for each in firsts), note=score.reason,
+        seen=max(r.score.seen / r.summary.utterances for r in results),
+    )  # fmt: skip
 
 
 def detectable(results: Iterable[Result], task: TaskVersion) -> float | None:
@@ -151,19 +201,27 @@ def _minus(a: Sequence[Result], b: Sequence[Result], called: Labels) -> list[Row
     x, y = ([r.summary for r in side] for side in (a, b))
     if x[0].test != y[0].test:
         raise UserError(_first_difference(a[0], b[0]))
-    # where no head is trained there is one seed, and no other to know of
-    few = f"{len(a)} head seed{'s' * (len(a) > 1)}" if len(a) < SEEDS and a[0].score.lr else ""
-    rows = []
-    for row, other in zip(scores(a, called), scores(b, called)):
-        minus = paired(x, y, row.metric)
-        rows.append(row._replace(
-            reference=other.upstream, reference_score=other.score, reference_seen=other.seen,
-            difference=minus.value, low=minus.low, high=minus.high, detectable=minus.detectable,
-            p=math.nan if few else minus.p, verdict="withheld" if few else "unknown",
-            note=f"{few}: the difference between heads is not known; run --seeds {SEEDS}"
-            if few else minus.reason,
-        ))  # fmt: skip
-    return rows
+    few = _few(len(a)) if a[0].score.lr else ""  # untrained, there is no other seed to know of
+    return [
+        _against(row, other, paired(x, y, row.metric), few)
+        for row, other in zip(scores(a, called), scores(b, called))
+    ]
+
+
+def _few(seeds: int) -> str:
+    """Why so few head seeds allow no verdict; nothing if they do."""
+    return f"{seeds} head seed{'s' * (seeds > 1)}" if seeds < SEEDS else ""
+
+
+def _against(row: Row, other: Row, minus: Interval, few: str) -> Row:
+    """The row beside a reference, without a verdict yet."""
+    return row._replace(
+        reference=other.upstream, reference_score=other.score, reference_seen=other.seen,
+        difference=minus.value, low=minus.low, high=minus.high, detectable=minus.detectable,
+        p=math.nan if few else minus.p, verdict="withheld" if few else "unknown",
+        note=f"{few}: the difference between heads is not known; run --seeds {SEEDS}"
+        if few else minus.reason,
+    )  # fmt: skip
 
 
 def _verdict(row: Row, p: float) -> Verdict:

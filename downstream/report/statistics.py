@@ -150,6 +150,11 @@ def interval(sample: Sample) -> Interval:
         return Interval(value, p=1.0, reason="the same errors everywhere: no spread to go by")
     if error <= 1e-9 * abs(value):
         return Interval(value, reason="the same for every speaker or fold: no spread to go by")
+    return from_error(value, error, df)
+
+
+def from_error(value: float, error: float, df: float) -> Interval:
+    """Student's t interval around `value` from its standard error and degrees of freedom."""
     half = float(stdtrit(df, 0.975)) * error
     p = 2 * float(stdtr(df, -abs(value) / error))
     return Interval(value, value - half, value + half, p, error, df)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from downstream.report.compare import SIGNIFICANT, Comparison, Row, differences, scores
+from downstream.report import superb
+from downstream.report.compare import SIGNIFICANT, Comparison, Row, differences, overall, scores
 from downstream.report.groups import grouped, labels, name, results_of, version
 from downstream.report.layout import TextTable, as_csv, latex, markdown, text, wrapped
 from downstream.report.results import Result, finite
@@ -48,6 +49,7 @@ def summary(results: Sequence[Result], suite: str, references: Sequence[str] = (
     for n in order:
         for _, group in sorted(groups[n].items()):
             table.rows.extend(scores(group, called))
+        table.rows.extend(overall(groups[n], called))
     for i, reference in enumerate(dict.fromkeys(chosen)):
         for other in order[i + 1 :]:
             rows, refused = differences(groups[other], groups[reference], called)
@@ -144,6 +146,8 @@ def _cell(row: Row) -> str:
 
 def _heading(row: Row) -> str:
     """`asr WER ↓`"""
+    if row.metric == superb.METRIC:
+        return f"{row.task} ↑"
     metric = of_result(row.metric, row.better)
     return f"{row.task} {metric.label} {metric.arrow}"
 
@@ -166,6 +170,11 @@ def _notes(table: Table | Comparison) -> list[str]:
             f"better, worse: p < {SIGNIFICANT}; intervals are not adjusted, one may leave out 0 at "
             "a larger p",
         ]
+    if any(row.metric == superb.METRIC for row in rows):
+        notes.append(
+            f"{superb.METRIC}: 0 is FBANK, 1000 the best upstream by the constants named beside it "
+            "(results/published/constants.csv); its p is not adjusted"
+        )
     for task in sorted({row.task for row in rows}):
         mine = [row for row in rows if row.task == task]
         counts = [

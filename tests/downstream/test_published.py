@@ -2,8 +2,11 @@
 
 import csv
 
+import numpy as np
 import pytest
 
+from downstream.report import superb
+from downstream.report.statistics import Sample, Summary
 from upstream.common import PROJECT
 
 PUBLISHED = PROJECT / "results" / "published"
@@ -15,15 +18,16 @@ def published(name: str) -> list[dict[str, str]]:
 
 
 def superb_score(row: dict[str, str], constants: str) -> float:
-    """0 is FBANK, 1000 the best upstream; metrics are averaged inside a task, then tasks."""
-    by_task: dict[str, list[float]] = {}
-    for c in published("constants.csv"):
-        if c["set"] == constants:
-            fbank, best = float(c["fbank"]), float(c["sota"])
-            gain = 1000 * (float(row[c["metric"]]) - fbank) / (best - fbank)
-            by_task.setdefault(c["task"], []).append(gain)
-    means = [sum(gains) / len(gains) for gains in by_task.values()]
-    return sum(means) / len(means)
+    """From the numbers of a row, each as two heads' whose three speakers are all alike."""
+    heads = {}
+    for task, metrics in superb.sets()[constants].items():
+        columns = {name: metric for metric, name in superb.NAMES.items()}
+        samples = {}
+        for c in metrics:
+            value = float(row[f"{task}_{columns.get(c.metric, c.metric)}"])
+            samples[c.metric] = Sample(np.array([value]), np.full((3, 1), value))
+        heads[task] = [Summary("same", 3, "speakers", ["a", "b", "c"], samples)] * 2
+    return superb.score(constants, heads).value
 
 
 @pytest.mark.parametrize("row", published("superb.csv"), ids=lambda row: row["model"])
