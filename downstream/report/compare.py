@@ -13,6 +13,7 @@ from downstream.report import superb
 from downstream.report.groups import Labels, TaskVersion, grouped, labels, name, results_of, version
 from downstream.report.results import Result
 from downstream.report.statistics import PREDICTED, Interval, holm, interval, paired, stacked
+from downstream.tasks.metrics import of_result, parted
 from upstream.common.errors import UserError
 
 SIGNIFICANT = 0.05
@@ -52,6 +53,7 @@ class Row(NamedTuple):
     p_holm: float = math.nan  # adjusted for the differences of these two upstreams in this suite
     verdict: Verdict = ""  # on the upstream
     detectable: float = math.nan  # the true difference that is found with a probability of 80 %
+    groups: str = ""  # beside the mean over groups, the score of each
 
 
 class Comparison(NamedTuple):
@@ -88,32 +90,44 @@ def scores(group: Sequence[Result], called: Labels) -> list[Row]:
     rows = []
     for metric in first.samples:
         score = interval(stacked(summaries, metric))
+        plain, view = parted(metric)
+        better = of_result(metric, group[0].score.directions.get(plain, "lower")).better
         rows.append(Row(
             suite=cell.suite, upstream=called[name(group[0])],
             fingerprint=cell.fingerprint, task=called[version(group[0])],
-            recipe=cell.revision, metric=metric, better=group[0].score.better,
+            recipe=cell.revision, metric=metric, better=better,
             score=score.value, low=score.low, high=score.high,
             seeds=len(group), clusters=len(first.clusters), unit=first.unit,
             utterances=first.utterances, note=score.reason,
             seen=max(r.score.seen / first.utterances for r in group),
+            groups=_groups([s.groups[plain] for s in summaries], better) if view == "macro" else "",
         ))  # fmt: skip
     return rows
+
+
+def _groups(scores: Sequence[Mapping[str, float]], better: Direction) -> str:
+    """`de 20.10, en 12.30`: each group's score, the mean over heads, the worst group first."""
+    means = {group: sum(s[group] for s in scores) / len(scores) for group in scores[0]}
+    ranked = sorted(means.items(), key=lambda item: item[1], reverse=better == "lower")
+    return ", ".join(f"{group} {mean:.2f}" for group, mean in ranked)
 
 
 def differences(a: Tasks, b: Tasks, called: Labels) -> tuple[list[Row], list[str]]:
     """`a` minus `b` on the tasks and seeds that both have; what was refused, and why.
 
     The differences of one pair in one suite are the family that p is adjusted for: neither a
-    further upstream in a table nor another suite changes the verdict on a pair.
+    further upstream in a table nor another suite changes the verdict on a pair. Views on groups
+    are a family of their own.
     """
-    families: dict[str, list[Row]] = defaultdict(list)
+    families: dict[tuple[str, bool], list[Row]] = defaultdict(list)
     refused = []
     for task in sorted(a.keys() & b.keys()):
         left, right = ({r.cell.seed: r for r in side[task]} for side in (a, b))
         shared, lone = sorted(left.keys() & right.keys()), sorted(left.keys() ^ right.keys())
         try:
             pairs = [left[seed] for seed in shared], [right[seed] for seed in shared]
-            families[task.suite] += _minus(*pairs, called)
+            for row in _minus(*pairs, called):
+                families[task.suite, bool(parted(row.metric)[1])].append(row)
             refused += [f"{called[task]}: seeds that only one has: {lone}"] if lone else []
         except UserError as error:
             refused.append(f"{called[task]}: {error}")

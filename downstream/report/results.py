@@ -75,6 +75,12 @@ class Score:
     clusters: str = ""  # 12 hex digits over who speaks which utterance
     seen: int = 0  # test utterances whose audio and labels the upstream was fine-tuned on
     chosen: dict[str, dict[str, Any]] = field(default_factory=dict)  # fold -> settled on dev
+    metrics: dict[str, Direction] = field(default_factory=dict)  # all, where there are several
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Where better is, of every metric."""
+        return {self.metric: self.better, **self.metrics}
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Result:
         with _reading(self.folder / "predictions.jsonl", f"delete the folder {self.folder}"):
             summary = _read_summary(self.folder)
             if summary is None:
-                summary = summarise(self.predictions, self.score.metric, self.score.better)
+                summary = summarise(self.predictions, self.score.metric, self.score.directions)
                 with contextlib.suppress(UserError):  # somebody else's folder can still be read
                     _write_summary(self.folder, summary)
             score = float(summary.samples[self.score.metric].whole[0])
@@ -127,7 +133,7 @@ def save(root: Path, cell: Cell, result: Score, predictions: Sequence[Record]) -
         # an older score must not vouch for new predictions
         (folder / "score.json").unlink(missing_ok=True)
         disk.write(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
-        _write_summary(folder, summarise(predictions, result.metric, result.better))
+        _write_summary(folder, summarise(predictions, result.metric, result.directions))
     text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
     disk.write(folder / "score.json", text + "\n")
     return folder

@@ -17,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -49,7 +49,8 @@ class Summary:
     utterances: int
     unit: str  # what a cluster is: speakers or folds
     clusters: list[str]
-    samples: dict[str, Sample]  # metric -> [1], [C, 1]
+    samples: dict[str, Sample]  # metric, or view on its groups (`wer/worst`) -> [1], [C, 1]
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> group -> score
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,12 @@ class Interval:
         return float(stdtrit(self.df, 0.975) + stdtrit(self.df, 0.8)) * self.standard_error
 
 
-def summarise(records: Sequence[Record], metric: str, better: Direction = "lower") -> Summary:
+def summarise(
+    records: Sequence[Record], metric: str, directions: Mapping[str, Direction] = {}
+) -> Summary:
     """The summary of one head's records; `metric` is that of records that name none.
+
+    directions: of a user's metrics; registered ones have their own.
 
     Raises UserError for no records, an id that comes twice, or references that are all empty.
     """
@@ -89,15 +94,21 @@ def summarise(records: Sequence[Record], metric: str, better: Direction = "lower
     for record in records:
         by_metric[record.metric or metric].append(record)
     clusters = sorted({r.cluster for r in records})
+    samples: dict[str, Sample] = {}
+    groups: dict[str, dict[str, float]] = {}
+    for name, mine in by_metric.items():
+        known = of_result(name, directions.get(name, "lower"))
+        samples[name] = _sample(known, mine, clusters)
+        if len({r.group for r in mine}) > 1:
+            groups[name], views = _views(known, mine, clusters)
+            samples |= {f"{name}/{view}": sample for view, sample in views.items()}
     return Summary(
         test=hashlib.sha256(repr(facts).encode()).hexdigest()[:12],
         utterances=len({r.id for r in records}),
         unit="folds" if records[0].fold else "speakers",
         clusters=clusters,
-        samples={
-            name: _sample(of_result(name, better), group, clusters)
-            for name, group in by_metric.items()
-        },
+        samples=samples,
+        groups=groups,
     )
 
 
@@ -194,6 +205,24 @@ def _sample(metric: Metric, records: Sequence[Record], clusters: Sequence[str]) 
         parted = ([r for r in records if r.cluster != cluster] for cluster in clusters)
         without = np.array([_or_nan(score, part) for part in parted])
     return Sample(np.array([score(records)]), without[:, None])
+
+
+def _views(
+    metric: Metric, records: Sequence[Record], clusters: Sequence[str]
+) -> tuple[dict[str, float], dict[str, Sample]]:
+    """The score of every group of utterances (all folds together), and the VIEWS on them."""
+    by_group: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_group[record.group].append(record._replace(fold="", speaker=record.cluster))
+    parts = [_sample(metric, by_group[group], clusters) for group in sorted(by_group)]
+    scores = Sample(*(np.stack(each)[..., 0] for each in zip(*parts)))  # [G], [G, C]
+    worst = np.max if metric.better == "lower" else np.min
+    views = {
+        "macro": Sample(*(np.mean(x, 0, keepdims=True).T for x in scores)),
+        "worst": Sample(*(worst(x, 0, keepdims=True).T for x in scores)),
+        "spread": Sample(*(np.ptp(x, 0, keepdims=True).T for x in scores)),
+    }
+    return dict(zip(sorted(by_group), scores.whole.tolist())), views
 
 
 def _rest(parts: Array) -> Array:

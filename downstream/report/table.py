@@ -185,6 +185,9 @@ def _notes(table: Table | Comparison) -> list[str]:
         sizes = [round(row.detectable, 1) for row in mine if not math.isnan(row.detectable)]
         power = f"; 80 % power from a difference of {_span(sizes)}" if sizes else ""
         notes.append(f"{task}: {', '.join(counts)}{power}")
+    for r in rows:
+        if r.groups and not r.reference:
+            notes.append(f"{r.upstream} {_heading(r)[:-2]}: {r.groups}")
     places: dict[str, dict[str, None]] = defaultdict(dict)  # why -> where, each once
     for r in rows:
         if r.note:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from downstream.base import Part, Record
+from downstream.base import METRICS, Part, Record
 from downstream.report.results import Cell, Score, finished, provenance, read_cell, save
 from downstream.run import heads
 from downstream.run.prepare import Prepared
@@ -94,6 +94,7 @@ def run(
         clusters=prepared.clusters,
         seen=seen,
         chosen=chosen,
+        metrics={name: METRICS.named(name).better for name in task.metrics[1:]},
         warnings=warnings,
         **provenance(),
     )

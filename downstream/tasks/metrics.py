@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import editdistance
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from downstream.base import METRICS, Count, Direction, Metric, Tally, Trial
 from upstream.common.errors import UserError
 from upstream.common.user_code import NAME
+
+VIEWS = ("macro", "worst", "spread")  # mean of the groups, worst group, best minus worst
 
 
 def wer(reference: str, hypothesis: str) -> Tally:
@@ -61,8 +64,22 @@ def equal_error_rate(trials: Sequence[Trial]) -> float:
     return float(100 * (fpr[end - 1] + share * (fpr[end] - fpr[end - 1])))
 
 
-def of_result(name: str, better: Direction) -> Metric:
-    """The metric that a result names. Reading one runs no code: a user's is a ratio of sums."""
+def parted(name: str) -> tuple[str, str]:
+    """`wer/worst` as the metric and the view on its groups; without a view `""`."""
+    plain, _, view = name.rpartition("/")
+    return (plain, view) if view in VIEWS else (name, "")
+
+
+def of_result(name: str, better: Direction = "lower") -> Metric:
+    """The metric that a result names, or a view on its groups, such as `wer/worst`.
+
+    Reading a result runs no code: a user's metric is a ratio of sums, with `better` as it was.
+    """
+    plain, view = parted(name)
+    if view:
+        metric = of_result(plain, better)
+        better = "lower" if view == "spread" else metric.better
+        return replace(metric, name=name, label=f"{metric.label} {view}", better=better)
     if not NAME.fullmatch(name):
         return METRICS[name]
     label, rate = name.rpartition(":")[2], error_rate if better == "lower" else success_rate

@@ -9,6 +9,7 @@ from scipy import stats
 
 from downstream.base import METRICS, Count, Trial
 from downstream.report.statistics import Sample, Summary, holm, interval, paired, stacked, summarise
+from downstream.tasks.metrics import of_result
 from upstream.common.errors import UserError
 
 REPEATS = 3000
@@ -333,3 +334,43 @@ def test_an_upstream_rarely_differs_from_itself(seed_sd: float) -> None:
     """
     assert false_positives(3, seed_sd) <= 0.07
     assert false_positives(1, seed_sd, 1000) > 0.07
+
+
+def test_groups_are_viewed_from_three_sides() -> None:
+    """By hand: two languages, three speakers of each; the macro average ignores their sizes."""
+    rates = {"en": [0.1, 0.2, 0.3], "de": [0.3, 0.5, 0.4]}
+    sizes = {"en": 100.0, "de": 10.0}
+    records = [
+        Count(
+            f"{group}{i}", f"{group}{i}", "r", "h", rate * sizes[group], sizes[group], group=group
+        )
+        for group, each in rates.items()
+        for i, rate in enumerate(each)
+    ]
+    summary = summarise(records, "wer")
+    assert summary.groups == {"wer": pytest.approx({"de": 40.0, "en": 20.0})}
+    value = {name: float(sample.whole[0]) for name, sample in summary.samples.items()}
+    assert value == pytest.approx(
+        {"wer": 100 * 72 / 330, "wer/macro": 30.0, "wer/worst": 40.0, "wer/spread": 20.0}
+    )
+    without = summary.samples["wer/macro"].without[:, 0]  # clusters are sorted: de0 de1 de2 en0 ...
+    assert without == pytest.approx([32.5, 27.5, 30.0, 32.5, 30.0, 27.5])
+    right = summarise(records, "accuracy")
+    assert float(right.samples["accuracy/worst"].whole[0]) == pytest.approx(60.0)
+    assert float(right.samples["accuracy/spread"].whole[0]) == pytest.approx(20.0)
+    folds = summarise([r._replace(fold=f"f{r.id[-1]}") for r in records], "wer")
+    assert folds.unit == "folds" and folds.groups == summary.groups
+
+    one_each = [r for r in records if r.id in ("en0", "de0", "de1")]
+    gone = interval(summarise(one_each, "wer").samples["wer/macro"])
+    assert math.isnan(gone.low) and gone.reason, "without en0 there is no English"
+    same = [r._replace(group="x") for r in records]
+    assert set(summarise(same, "wer").samples) == {"wer"}, "one group is no view"
+
+
+def test_the_views_on_groups_have_directions() -> None:
+    assert of_result("accuracy/worst").better == "higher"
+    assert of_result("accuracy/spread").better == "lower"
+    assert of_result("wer/macro").label == "WER macro"
+    mine = of_result("a/mine.py:Odd/worst", "higher")
+    assert (mine.label, mine.better) == ("Odd worst", "higher")

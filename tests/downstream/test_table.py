@@ -337,3 +337,35 @@ def test_a_long_name_keeps_its_end() -> None:
     ).splitlines()
     assert len(lines[1]) == 100
     assert lines[1].startswith("…a") and ":alpha=0.5  y" in lines[1]
+
+
+def test_groups_and_metrics_of_two_directions_stand_in_the_table(tmp_path: Path) -> None:
+    """Two metrics, one up and one down, in two groups; a verdict each way round."""
+    for upstream, rate in (("base", 0.30), ("merged", 0.15)):
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            lines = [
+                Count(f"{s}-{i}", f"s{s}", "r", "h", float(rng.binomial(10, rate + s / 100)), 10.0,
+                      metric=metric, group=["en", "de"][s % 2])
+                for s in range(12) for i in range(6) for metric in ("accuracy", "cer")
+            ]  # fmt: skip
+            records = [line for line in lines if line.metric == "accuracy"]
+            score = Score(
+                metric="accuracy", better="higher", n=72, speakers=12, steps=1, seconds=1,
+                score=100 - 10 * sum(line.errors for line in records) / len(records),
+                lr={"": 1e-3}, dev={}, device="cpu", versions={}, git={}, created="", recipe={},
+                metrics={"cer": "lower"},
+            )  # fmt: skip
+            save(tmp_path, Cell(upstream, "f" * 12, "two", "both", "ab" * 6, seed), score, lines)
+    results = load_results(tmp_path)
+    rows = {r.metric: r for r in compare("merged", "base", results).rows}
+    views = ("", "/macro", "/worst", "/spread")
+    assert rows.keys() == {m + v for m in ("accuracy", "cer") for v in views}
+    assert rows["accuracy"].difference > 0 > rows["cer"].difference
+    for metric in ("accuracy", "cer", "accuracy/macro", "accuracy/worst", "cer/macro", "cer/worst"):
+        assert rows[metric].verdict == "better", metric
+    shown = show(summary(results, "two", ["base"]))
+    for words in ("both ACC ↑", "both CER worst ↓", "both ACC spread ↓", "base both CER macro: "):
+        assert words in shown
+    assert re.search(r"merged both ACC macro: (en|de) \d\d\.\d\d, (en|de) \d\d\.\d\d\n", shown)
+    assert max(map(len, shown.splitlines())) <= 100
