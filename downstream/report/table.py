@@ -121,7 +121,8 @@ def render(comparison: Comparison, form: Format = "text") -> str:
 
 def _blocks(rows: Sequence[Row], abreast: int) -> Iterable[tuple[str, TextTable]]:
     """Scores, then under a title the differences from each reference; so many columns at once."""
-    columns = sorted({_heading(row) for row in rows})
+    by_task = sorted(rows, key=lambda row: row.task)  # and then as the metrics of a task come
+    columns = list(dict.fromkeys(map(_heading, by_task)))
     for first in range(0, len(columns), abreast):
         part = columns[first : first + abreast]
         for reference in dict.fromkeys(row.reference for row in rows):

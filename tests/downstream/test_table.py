@@ -325,7 +325,7 @@ def test_several_metrics_are_several_columns_and_one_family(tmp_path: Path) -> N
         both = [line | {"metric": metric} for line in lines for metric in ("wer", "cer")]
         path.write_text("\n".join(map(json.dumps, both)))
     results = load_results(tmp_path)
-    assert "asr CER ↓  " in show(summary(results, "demo", ["base"]))
+    assert "asr WER ↓  " in show(summary(results, "demo", ["base"]))
     wer, cer = compare("tuned", "base", results).rows
     assert {wer.metric, cer.metric} == {"wer", "cer"}
     assert wer.p_holm == pytest.approx(2 * wer.p)
