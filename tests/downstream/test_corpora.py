@@ -21,9 +21,10 @@ def test_a_signature_is_a_schema(name: str) -> None:
     root, target, *options = inspect.signature(CORPORA[name]).parameters.values()
     hints = get_type_hints(CORPORA[name])  # without bounds
     assert hints[root.name] is Path
-    column = hints[target.name] is str and name == "manifest"
+    column = hints[target.name] == (str | list[str] | None) and name == "manifest"
     assert column or get_origin(hints[target.name]) is Literal
     simple = (str, bool, str | None, float | None, int | None, Literal["row", "speaker"])
+    simple += (str | list[str] | None,)
     for option in options:
         assert option.kind is option.KEYWORD_ONLY and hints[option.name] in simple
 

@@ -1,0 +1,132 @@
+"""RTTM: who speaks when, for diarisation (NIST's Rich Transcription Time Marked files)."""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from downstream.base import Example
+from downstream.corpora.common import read_text
+from downstream.corpora.utterances import Utterance, seconds
+from upstream.common.errors import UserError, near_miss
+
+# the kinds of line that say something else, or nothing about turns
+OTHERS = frozenset(
+    "SEGMENT NOSCORE NO_RT_METADATA LEXEME NON-LEX NON-SPEECH FILLER EDIT SU IP CB A/P "
+    "SPKR-INFO".split()
+)
+Turn = tuple[str, float, float]  # speaker, start, end in seconds
+Spans = dict[str, tuple[list[float], list[float]]]  # speaker -> starts and ends, apart, in order
+
+
+def with_turns(listed: Sequence[Utterance], source: Path) -> list[Example]:
+    """The examples with `[["speaker", start, end], ...]` as targets, seconds from their beginning.
+
+    source: an RTTM file, or a folder of *.rttm; times count from the beginning of the recording,
+    which is named by an utterance's id, or by its path or file name without suffix. Turns of one
+    speaker that touch are one; an utterance without turns is silence. Raises UserError.
+    """
+    if source.is_dir():
+        files = sorted(source.glob("*.rttm"))
+        if not files:
+            raise UserError(f"{source}: holds no *.rttm")
+    else:
+        files = [source]
+    recordings = {name: _merged(turns) for name, turns in _recordings(files).items()}
+    wanted = [_called(utterance, recordings) for utterance in listed]
+    _require_matched(listed, wanted, recordings, source)
+    return [
+        example._replace(target=write(within(recordings.get(name, {}), example.start, example.end)))
+        for (example, _, _), name in zip(listed, wanted)
+    ]
+
+
+def write(turns: Iterable[Turn]) -> str:
+    """Turns as an utterance's target."""
+    ordered = sorted(turns, key=lambda turn: (turn[1], turn[2], turn[0]))
+    return json.dumps(ordered, ensure_ascii=False)
+
+
+def within(spans: Spans, start: float | None, end: float | None) -> list[Turn]:
+    """The turns of a part of a recording, in seconds from the part's beginning."""
+    first, last = start or 0.0, float("inf") if end is None else end
+    found = []
+    for speaker, (starts, ends) in spans.items():
+        for i in range(bisect_right(ends, first), bisect_left(starts, last)):
+            # microseconds: what is left of 3.25 - 1.1 is no measurement
+            times = (max(starts[i], first) - first, min(ends[i], last) - first)
+            found.append((speaker, round(times[0], 6), round(times[1], 6)))
+    return found
+
+
+def _recordings(files: Sequence[Path]) -> dict[str, list[Turn]]:
+    recordings: dict[str, list[Turn]] = {}
+    for file in files:
+        for number, line in enumerate(read_text(file).split("\n"), 1):
+            fields = line.split()
+            if not fields or fields[0].startswith(";;") or fields[0] in OTHERS:
+                continue
+            if fields[0] != "SPEAKER" or not 8 <= len(fields) <= 10:
+                due = "`SPEAKER recording 1 start duration <NA> <NA> speaker <NA> <NA>`"
+                raise UserError(f"{file}:{number}: {line.strip()!r:.200} is not {due}")
+            try:
+                start, duration = float(fields[3]), float(fields[4])
+            except ValueError:
+                start = duration = -1.0
+            if not (0 <= start < 1e9 and 0 <= duration < 1e9):
+                where = f"{file}:{number}:"
+                start = seconds(fields[3], f"{where} the start")
+                duration = seconds(fields[4], f"{where} the duration")
+                raise UserError(f"{where} no recording is that long ({start + duration:g} s)")
+            if duration:
+                turn = (fields[7], start, start + duration)
+                recordings.setdefault(fields[1], []).append(turn)
+    if not recordings:
+        raise UserError(f"{files[0]}: holds no turns (lines that begin with SPEAKER)")
+    return recordings
+
+
+def _merged(turns: Iterable[Turn]) -> Spans:
+    spans: Spans = {}
+    for speaker, start, end in sorted(turns, key=lambda turn: turn[1]):
+        starts, ends = spans.setdefault(speaker, ([], []))
+        if ends and start <= ends[-1]:
+            ends[-1] = max(ends[-1], end)
+        else:
+            starts.append(start)
+            ends.append(end)
+    return spans
+
+
+def _called(utterance: Utterance, recordings: dict[str, Spans]) -> str:
+    """What the RTTM calls the utterance's recording; its file name if nothing."""
+    path = os.path.splitext(utterance.called)[0]
+    names = (utterance.example.id, path, os.path.basename(path))
+    return next((name for name in names if name in recordings), names[-1])
+
+
+def _require_matched(
+    listed: Sequence[Utterance],
+    wanted: Sequence[str],
+    recordings: dict[str, Spans],
+    source: Path,
+) -> None:
+    """Two files of one name, or a misspelt name, which would pass for silence, are a UserError."""
+    paths: dict[str, Utterance] = {}
+    for utterance, name in zip(listed, wanted):
+        first = paths.setdefault(name, utterance)
+        if name in recordings and first.example.path != utterance.example.path:
+            fault = f"the recording {name!r} of {source} is also the audio of {first.where}"
+            raise UserError(f"{utterance.where}: {fault}; name recordings by their paths or ids")
+    strange = recordings.keys() - set(wanted)
+    silent = [i for i, name in enumerate(wanted) if name not in recordings]
+    if silent and strange:
+        raise UserError(
+            f"{listed[silent[0]].where}: no turns of the recording {wanted[silent[0]]!r} in "
+            f"{source}, which has turns of {len(strange)} recordings that are not in the table"
+            f"{near_miss(wanted[silent[0]], sorted(strange)[:5])}; correct the name or drop the "
+            "others' lines"
+        )

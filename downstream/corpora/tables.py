@@ -1,0 +1,102 @@
+"""Files that are tables, CSV, TSV and JSON lines, as rows of named cells that know their line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from downstream.corpora.common import read_text
+from upstream.common.errors import UserError, near_miss
+
+MANY = 100  # columns; more are not listed
+
+
+class Row(NamedTuple):
+    """One utterance as its table has it: text by the name of the column, "" for nothing."""
+
+    source: str
+    line: int  # where an editor shows the row
+    cells: dict[str, str]
+
+    @property
+    def where(self) -> str:
+        return f"{self.source}:{self.line}"
+
+
+def read(source: Path) -> tuple[list[str], list[Row]]:
+    """Names of the columns, and the rows. Raises UserError."""
+    if source.suffix not in FORMATS:
+        raise UserError(f"{source}: unknown kind of table{near_miss(source.suffix, FORMATS)}")
+    rows = dict(FORMATS[source.suffix](source, read_text(source)))
+    if not rows:
+        raise UserError(f"{source}: holds no rows")
+    columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
+    # a JSON object may leave a column out: the same as an empty cell
+    blank = dict.fromkeys(columns, "")
+    return columns, [Row(str(source), line, blank | cells) for line, cells in rows.items()]
+
+
+def require(name: str, columns: list[str], source: object) -> None:
+    """Raises UserError if no column has this name."""
+    if name in columns:
+        return
+    if len(columns) > MANY:
+        raise UserError(f"{source}: no column {name!r} among {len(columns)}")
+    hint = near_miss(name, columns)
+    there = "" if hint.startswith("; there is") else f" (columns: {', '.join(columns)})"
+    raise UserError(f"{source}: no column {name!r}{hint}{there}")
+
+
+def _delimited(source: Path, text: str, **style: Any) -> Iterator[tuple[int, dict[str, str]]]:
+    """The first line that is not blank is the header."""
+    records = csv.reader(io.StringIO(text, newline=""), strict=True, **style)
+    header: list[str] = []
+    try:
+        for record in records:
+            cells, where = [cell.strip() for cell in record], f"{source}:{records.line_num}"
+            if not any(cells):
+                continue
+            if not header:
+                header = cells
+                for name, count in Counter(header).items():
+                    if count > 1:
+                        raise UserError(f"{where}: two columns are named {name!r}")
+            elif len(cells) != len(header):
+                fault = f"{len(cells)} fields, but the header has {len(header)} columns"
+                raise UserError(f"{where}: {fault}")
+            else:
+                yield records.line_num, dict(zip(header, cells))
+    except csv.Error as error:
+        raise UserError(f"{source}:{records.line_num}: not valid CSV ({error})") from error
+
+
+def _jsonl(source: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    for line, record in enumerate(text.split("\n"), 1):  # splitlines would break at U+2028
+        if not record.strip():
+            continue
+        try:
+            cells = json.loads(record)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{source}:{line}: not valid JSON ({error.msg})") from error
+        except (RecursionError, ValueError) as error:  # a number of 5,000 digits
+            raise UserError(f"{source}:{line}: not valid JSON (too deep or too large)") from error
+        if not isinstance(cells, dict):
+            raise UserError(f"{source}:{line}: not an object of column names and values")
+        for name, value in cells.items():
+            if isinstance(value, (dict, list)):
+                fault = f"{name!r} holds a {type(value).__name__}, not text"
+                raise UserError(f"{source}:{line}: {fault}")
+        yield line, {k: "" if v is None else str(v).strip() for k, v in cells.items()}
+
+
+FORMATS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, str]]]]] = {
+    ".csv": _delimited,
+    ".tsv": partial(_delimited, delimiter="\t", quoting=csv.QUOTE_NONE),
+    ".jsonl": _jsonl,
+}

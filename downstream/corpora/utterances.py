@@ -1,0 +1,160 @@
+"""Rows of a table to Examples: what the readers of tables and of Hugging Face folders share."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from downstream.base import Example
+from downstream.corpora.common import absent
+from downstream.corpora.slots import marked
+from downstream.corpora.tables import Row, require
+from upstream.common.errors import UserError, near_miss
+
+SPLIT_NAMES = {"train": "train", "test": "test", "dev": "dev", "valid": "dev", "validation": "dev"}
+SEPARATOR = " ; "  # between the answers to several questions
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column says what; None where none does."""
+
+    target: Sequence[str]  # several: the answers to several questions
+    path: str
+    id: str | None = None
+    speaker: str | None = None
+    split: str | None = None
+    start: str | None = None
+    end: str | None = None
+    group: str | None = None
+    tags: str | None = None
+    labelled: bool = True  # every target cell must be filled
+
+    @property
+    def filled(self) -> list[str]:
+        """The columns without which a row says nothing."""
+        target = self.target if self.labelled else ()
+        names = (self.path, *target, self.id, self.split, self.speaker, self.group, self.tags)
+        return list(dict.fromkeys(filter(None, names)))
+
+
+class Utterance(NamedTuple):
+    """An Example with its origin: where it stands, and its audio's path as it is written there."""
+
+    example: Example
+    where: str
+    called: str
+
+
+def utterances(
+    source: object, columns: list[str], rows: Sequence[Row], use: Columns, folder: Path
+) -> list[Utterance]:
+    """One utterance per row; paths are relative to `folder`. Raises UserError, with its line."""
+    for name in (*use.filled, *use.target, use.start, use.end):
+        if name:
+            require(name, columns, source)
+    listed: list[Utterance] = []
+    ids: dict[str, Row] = {}
+    for row in rows:
+        cells, where = row.cells, row.where
+        for name in use.filled:
+            if not cells[name]:
+                raise UserError(f"{where}: {name!r} is empty; fill it in or drop the row")
+        first, last = (_time(row, name) if name else None for name in (use.start, use.end))
+        if last is not None and last <= (first or 0.0):
+            raise UserError(f"{where}: the part ends at {last:g} s, before it begins")
+        path = cells[use.path]
+        name = cells[use.id] if use.id else os.path.splitext(path)[0] + _part(first, last)
+        if name in ids:
+            before = ids[name]
+            place = f"on line {before.line}" if before.source == row.source else before.where
+            cure = "make it unique" if use.id else "name a column of unique ids with `id`"
+            raise UserError(f"{where}: id {name!r} is already {place}; {cure}")
+        ids[name] = row
+        example = Example(
+            id=name,
+            path=str(folder / path),
+            start=first,
+            end=last,
+            target=_target(row, use),
+            speaker=cells[use.speaker] if use.speaker else name,
+            split=split_name(cells[use.split], where) if use.split else "",
+            group=cells[use.group] if use.group else "",
+        )
+        listed.append(Utterance(example, where, path))
+    if len({example.split.startswith("fold") for example, _, _ in listed}) == 2:
+        raise UserError(f"{source}: the splits are partly folds and partly train, dev and test")
+    return listed
+
+
+def require_audio(listed: Sequence[Utterance], hint: str) -> None:
+    """Raises UserError for the first audio file that is not there; hint: what paths are to be."""
+    gone = absent([example.path for example, _, _ in listed])
+    if gone:
+        example, where, _ = listed[gone[0]]
+        path = example.path if example.path.isprintable() else repr(example.path)
+        raise UserError(
+            f"{where}: no audio file {path} ({len(gone)} of {len(listed)} are missing); {hint}"
+        )
+
+
+def split_name(value: str, where: str) -> str:
+    """A split or fold under its own name; several stay several. Raises UserError."""
+    names = value.split() or [value]
+    for name in names:
+        if name not in SPLIT_NAMES and not re.fullmatch(r"fold\w+", name):
+            raise UserError(
+                f"{where}: unknown split {name!r}{near_miss(name, [*SPLIT_NAMES, 'fold1'])}"
+            )
+    splits = list(dict.fromkeys(SPLIT_NAMES.get(name, name) for name in names))
+    if len(splits) > 1 and set(splits) != {"dev", "test"}:
+        fault = "only dev and test may share audio, for trials and documents"
+        raise UserError(f"{where}: split {value!r}: {fault}")
+    return " ".join(sorted(splits))
+
+
+def _target(row: Row, use: Columns) -> str:
+    """The target column, its words marked with slots, or the answers of several columns."""
+    answers = [row.cells[name] for name in use.target]
+    try:
+        if use.tags:
+            return marked(answers[0], row.cells[use.tags])
+    except UserError as error:
+        raise UserError(f"{row.where}: {use.tags!r}: {error}") from error
+    target = SEPARATOR.join(answers)
+    if len(answers) > 1 and target.split(SEPARATOR) != answers:
+        name = next(name for name in use.target if ";" in row.cells[name])
+        raise UserError(
+            f"{row.where}: {name!r} holds {row.cells[name]!r}; a semicolon stands between the "
+            "answers of several target columns: write it otherwise"
+        )
+    return target
+
+
+def _part(first: float | None, last: float | None) -> str:
+    """What tells the utterances of one long recording apart."""
+    if first is None and last is None:
+        return ""
+    return f":{first or 0.0}-{'end' if last is None else last}"
+
+
+def _time(row: Row, name: str) -> float | None:
+    """Seconds; an empty cell means from the beginning, or to the end."""
+    value = row.cells[name]
+    return seconds(value, f"{row.where}: {name!r}") if value else None
+
+
+def seconds(value: str, where: str) -> float:
+    """A time as a number. Raises UserError."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise UserError(f"{where} is {value!r}, not a time in seconds")
+    return number
