@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from downstream.tasks.heads import Head
 
 Direction = Literal["lower", "higher"]
+AND = " + "  # between the names of several speakers of one recording, or of one comparison
 
 
 class Example(NamedTuple):
@@ -25,7 +26,7 @@ class Example(NamedTuple):
     start: float | None  # seconds; None = from the beginning
     end: float | None  # seconds; None = to the end
     target: str  # what the task makes of it: a transcript, a label, trials, who speaks when
-    speaker: str
+    speaker: str  # several, if more than one speaks: `a + b`
     split: str
     group: str = ""  # language, accent, microphone, ...: scores are also given group by group
 
@@ -61,9 +62,9 @@ class Count(NamedTuple):
     group: str = ""
 
     @property
-    def cluster(self) -> str:
-        """The unit that intervals are taken over: utterances of one fold share their heads."""
-        return self.fold or self.speaker
+    def clusters(self) -> tuple[str, ...]:
+        """The units that intervals are taken over: utterances of one fold share their heads."""
+        return (self.fold,) if self.fold else tuple(self.speaker.split(AND))
 
 
 class Trial(NamedTuple):
@@ -74,14 +75,14 @@ class Trial(NamedTuple):
     test: str
     score: float  # higher: more alike
     label: int  # 1: they belong together
-    speaker: str
+    speaker: str  # of both, if they differ: `a + b`
     fold: str = ""
     metric: str = ""
     group: str = ""
 
     @property
-    def cluster(self) -> str:
-        return self.fold or self.speaker
+    def clusters(self) -> tuple[str, ...]:
+        return (self.fold,) if self.fold else tuple(self.speaker.split(AND))
 
 
 Record = Count | Trial
@@ -193,6 +194,16 @@ class Task:
         """The metric that selects on dev and that tables show."""
         return METRICS.named(self.metrics[0])
 
+    def excerpt(self, target: str, start: float, end: float) -> str:
+        """The target of a crop, `start` to `end` in seconds: usually that of the whole."""
+        return target
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Before any training: whether `records` can be made of a whole split, dev or test.
+
+        Raises UserError, the fault and its cure, for one that cannot be scored.
+        """
+
     def calibrate(self, part: Callable[[str], Part], labels: Labels) -> Calibration:
         """What the trained head, or the bare features, need beside; part: of "train" and "dev"."""
         return Calibration()
@@ -241,6 +252,8 @@ HEADS: Registry[Callable[..., Head]] = Registry("head")
 HEADS.add("utterance", "downstream.tasks.heads:Utterance", "projection, mean, linear (SID, ER)")
 HEADS.add("frame_ctc", "downstream.tasks.heads:FrameCTC", "two linear layers on every frame (PR)")
 HEADS.add("recurrent_ctc", "downstream.tasks.heads:RecurrentCTC", "projection and BiLSTMs (ASR)")
+HEADS.add("xvector", "downstream.tasks.xvector:XVector", "TDNN, statistics, AM-softmax (ASV)")
+HEADS.add("recurrent_pit", "downstream.tasks.pit:RecurrentPIT", "an LSTM for two speakers (SD)")
 
 METRICS: Registry[Metric] = Registry("metric")
 METRICS.add("wer", "downstream.tasks.metrics:WER", "word error rate")
@@ -248,6 +261,7 @@ METRICS.add("cer", "downstream.tasks.metrics:CER", "character error rate")
 METRICS.add("per", "downstream.tasks.metrics:PER", "phone error rate")
 METRICS.add("accuracy", "downstream.tasks.metrics:ACCURACY", "share of right labels")
 METRICS.add("eer", "downstream.tasks.metrics:EER", "equal error rate of trials")
+METRICS.add("der", "downstream.tasks.segments:DER", "diarization error rate")
 
 TASKS: Registry[Task] = Registry("task")
 TASKS.add("asr", "downstream.tasks.asr:TASK", "speech recognition: characters, CTC, WER")
@@ -256,3 +270,5 @@ TASKS.add("pr", "downstream.tasks.pr:TASK", "phoneme recognition: phones, CTC, P
 TASKS.add("sid", "downstream.tasks.sid:TASK", "speaker identification: one label, accuracy")
 TASKS.add("er", "downstream.tasks.er:TASK", "emotion recognition: one label, accuracy, folds")
 TASKS.add("classify", "downstream.tasks.sid:CLASSIFY", "any one label per utterance, accuracy")
+TASKS.add("asv", "downstream.tasks.asv:TASK", "speaker verification: x-vectors, trials, EER")
+TASKS.add("sd", "downstream.tasks.sd:TASK", "diarization of two speakers: LSTM, DER")

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from downstream.base import Count, Direction, Metric, Record
+from downstream.base import AND, Count, Direction, Metric, Record
 from downstream.tasks.metrics import of_result
 from upstream.common.errors import UserError
 
@@ -93,7 +93,7 @@ def summarise(
     by_metric: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_metric[record.metric or metric].append(record)
-    clusters = sorted({r.cluster for r in records})
+    clusters = sorted({cluster for r in records for cluster in r.clusters})
     samples: dict[str, Sample] = {}
     groups: dict[str, dict[str, float]] = {}
     for name, mine in by_metric.items():
@@ -186,23 +186,26 @@ def _sample(metric: Metric, records: Sequence[Record], clusters: Sequence[str]) 
     """The score of one head, and without each cluster in turn.
 
     Ratios of sums have a closed form; whatever else is counted again without the cluster. With
-    folds, which are the clusters, the score is their unweighted mean. A trial belongs to the
-    speaker of its enrolment; that a speaker also occurs on the other side is not in the interval.
+    folds, which are the clusters, the score is their unweighted mean. What two speakers share, a
+    trial or a mixture, goes with either: left out with its first speaker alone, it would show half
+    of what a speaker moves.
     """
     score = metric.score
     if records[0].fold:
-        alone = np.array([score([r for r in records if r.cluster == c]) for c in clusters])
+        alone = np.array([score([r for r in records if r.fold == c]) for c in clusters])
         whole, without = alone.mean(), _rest(alone) / (len(alone) - 1 or math.nan)
         return Sample(np.array([whole]), without[:, None])
     if counts := [r for r in records if isinstance(r, Count)]:
         sums = {cluster: np.zeros(2) for cluster in clusters}
         for count in counts:
-            sums[count.cluster] += count.errors, count.total
-        errors, total = np.array([*sums.values()]).T
-        rest = 100 * _rest(errors) / np.where(_rest(total) > 0, _rest(total), math.nan)
+            for cluster in count.clusters:
+                sums[cluster] += count.errors, count.total
+        whole = np.sum([(count.errors, count.total) for count in counts], axis=0)
+        errors, total = (whole - [*sums.values()]).T
+        rest = 100 * errors / np.where(total > 1e-9 * whole[1], total, math.nan)
         without = rest if metric.better == "lower" else 100 - rest
     else:
-        parted = ([r for r in records if r.cluster != cluster] for cluster in clusters)
+        parted = ([r for r in records if c not in r.clusters] for c in clusters)
         without = np.array([_or_nan(score, part) for part in parted])
     return Sample(np.array([score(records)]), without[:, None])
 
@@ -213,7 +216,7 @@ def _views(
     """The score of every group of utterances (all folds together), and the VIEWS on them."""
     by_group: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        by_group[record.group].append(record._replace(fold="", speaker=record.cluster))
+        by_group[record.group].append(record._replace(fold="", speaker=AND.join(record.clusters)))
     parts = [_sample(metric, by_group[group], clusters) for group in sorted(by_group)]
     scores = Sample(*(np.stack(each)[..., 0] for each in zip(*parts)))  # [G], [G, C]
     worst = np.max if metric.better == "lower" else np.min

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from downstream.base import METRICS, Part, Record
+from downstream.base import AND, METRICS, Part, Record
 from downstream.report.results import Cell, Score, finished, provenance, read_cell, save
 from downstream.run import heads
 from downstream.run.prepare import Prepared
@@ -84,7 +84,7 @@ def run(
         lr=lr,
         dev=dev,
         n=len({record.id for record in records}),
-        speakers=len({record.speaker for record in records}),
+        speakers=len({name for record in records for name in record.speaker.split(AND)}),
         steps=recipe.train.steps if recipe.train else 0,
         seconds=time.monotonic() - begun,
         device=device,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from downstream.base import Example, Item, Labels
+from downstream.base import Example, Item, Labels, Task
 from downstream.recipe import Crop, Recipe, examples
 from upstream.common import disk
 from upstream.common.errors import UserError
@@ -129,7 +129,7 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     pieces = list(zip((e._replace(target=task.normalised(e.target)) for e in corpus), clips))
     windows: dict[int, list[int]] = {}
     if recipe.crop:
-        pieces, splits, windows = _cropped(recipe.crop, pieces, splits)
+        pieces, splits, windows = _cropped(recipe.crop, task, pieces, splits)
     lines = [f"{e.id} {e.target} {e.split} {clip.key}\n" for e, clip in pieces]
     if windows:
         lines.append(json.dumps(sorted(windows.items())))
@@ -138,6 +138,12 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     clips = [clip for _, clip in pieces]
     prepared = Prepared(recipe, items, clips, splits, windows, content, [])
     prepared.warnings.extend(_unknown_symbols(prepared))
+    for (fold, split), part in itertools.product(splits.items(), needed):
+        if part != "train":
+            try:
+                task.check([items[i] for i in split[part]])
+            except UserError as error:
+                raise UserError(f"{recipe.path}: {fold or part}: {error}") from error
     for warning in prepared.warnings:
         _say(f"{recipe.path}: {warning}")
     return prepared
@@ -173,7 +179,7 @@ def folds(corpus: Sequence[Example]) -> dict[str, Split]:
 
 
 def _cropped(
-    crop: Crop, utterances: Sequence[Piece], splits: dict[str, Split]
+    crop: Crop, task: Task, utterances: Sequence[Piece], splits: dict[str, Split]
 ) -> tuple[list[Piece], dict[str, Split], dict[int, list[int]]]:
     """Pieces, splits and windows with crops of long training utterances.
 
@@ -193,8 +199,11 @@ def _cropped(
         if long:
             windows[place[i]] = list(range(len(pieces), len(pieces) + crop.per_utterance))
             for share in torch.rand(crop.per_utterance, generator=generator).tolist():
-                start = (example.start or 0.0) + share * (clip.seconds - crop.seconds)
-                pieces.append((example, clip.part(start, start + crop.seconds)))
+                first = share * (clip.seconds - crop.seconds)
+                target = task.excerpt(example.target, first, first + crop.seconds)
+                start = (example.start or 0.0) + first
+                part = clip.part(start, start + crop.seconds)
+                pieces.append((example._replace(target=target), part))
     moved = {
         fold: {part: [place[i] for i in indices] for part, indices in split.items()}
         for fold, split in splits.items()

@@ -1,0 +1,65 @@
+"""ASV as SUPERB does it: do two utterances have one speaker? x-vectors, cosine, equal error rate.
+
+Source: s3prl downstream/sv_voxceleb1. Targets to train on are speakers; those of dev and test are
+trials (trials.py), and the EER on dev selects. s3prl takes the lowest EER on *test* of ten
+checkpoints, which the reader's option `dev_speakers: 0` repeats.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from downstream.base import AND, Item, Labels, Record, Task, Trial
+from downstream.tasks import trials
+from upstream.common.errors import UserError, near_miss
+
+
+class Verification(Task):
+    def check(self, items: Sequence[Item]) -> None:
+        """What `records` will need: trials of both labels, between utterances that are there."""
+        ids, kinds = {item.id for item in items}, set[int]()
+        for item in items:
+            asked = trials.read(item.target)
+            if asked is None:
+                raise UserError(f"{item.id}: is {item.target!r:.40}, not trials to be tested on")
+            for label, other in asked:
+                if other not in ids:
+                    fault = f"{item.id}: is compared with {other!r}, which is not in the split"
+                    raise UserError(f"{fault}{near_miss(other, ids)}")
+                kinds.add(label)
+        if kinds != {0, 1}:
+            raise UserError("trials must be labelled 1 (the same speaker) and 0, some of each")
+
+    def records(
+        self, items: Sequence[Item], outputs: Sequence[Any], labels: Labels
+    ) -> list[Record]:
+        """One Trial per pair. A pair that is listed twice counts twice, as in s3prl."""
+        place = {item.id: index for index, item in enumerate(items)}
+        seen, records = Counter[str](), list[Record]()
+        for item, vector in zip(items, outputs):
+            for label, other in trials.read(item.target) or []:
+                pair = f"{item.id} {other}"
+                seen[pair] += 1
+                name = pair if seen[pair] == 1 else f"{pair} {seen[pair]}"
+                score = float(vector @ outputs[place[other]])
+                who = AND.join(sorted({item.speaker, items[place[other]].speaker}))
+                records.append(Trial(name, item.id, other, score, label, who, group=item.group))
+        return records
+
+
+def split(target: str) -> list[str]:
+    """The speaker to learn; trials have none."""
+    return [target] if trials.read(target) is None else []
+
+
+def labels(_tokens: str, targets: Sequence[str]) -> Labels:
+    """One class for each speaker of the training set, in sorted order."""
+    if not all(map(split, targets)):
+        raise UserError("train holds trials: its targets must be speakers; see the recipe's corpus")
+    refusal = "speaker {!r} is a target in dev or test: those need trials"
+    return Labels(tuple(sorted(set(targets))), split, refusal=refusal)
+
+
+TASK = Verification("asv", "frames", "xvector", ("eer",), labels)
