@@ -6,5 +6,8 @@ CORPORA.add("librispeech", "downstream.corpora.librispeech:read", "LibriSpeech i
 CORPORA.add("voxceleb1", "downstream.corpora.voxceleb1:read", "VoxCeleb1 identification split")
 CORPORA.add("iemocap", "downstream.corpora.iemocap:read", "IEMOCAP, 4 classes, 5 sessions")
 CORPORA.add("tedlium", "downstream.corpora.tedlium:read", "TED-LIUM 3, the first hours of it")
+CORPORA.add("speech_commands", "downstream.corpora.speech_commands:read", "Speech Commands v0.01")
+CORPORA.add("fluent_speech_commands", "downstream.corpora.fluent_speech_commands:read", "Fluent SC")
+CORPORA.add("snips", "downstream.corpora.snips:read", "Audio SNIPS, 16 voices")
 CORPORA.add("manifest", "downstream.corpora.manifest:read", "any corpus as CSV, TSV or JSONL")
 CORPORA.add("synthetic", "downstream.corpora.synthetic:read", "speech that eSpeak NG makes here")

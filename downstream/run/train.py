@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +113,17 @@ def balanced(classes: Sequence[str]) -> Tensor:
     return torch.tensor([1 / counts[each] for each in classes], dtype=torch.float64)
 
 
+def drawn(items: Sequence[Item], indices: Sequence[int]) -> list[int]:
+    """As many of `indices`, with replacement, every class as likely; always the same draw.
+
+    What s3prl downstream/speech_commands selects on: seeded again before each evaluation.
+    """
+    weights = balanced([items[i].target for i in indices])
+    generator = torch.Generator().manual_seed(0)
+    order = torch.multinomial(weights, len(indices), True, generator=generator)
+    return [indices[place] for place in order.tolist()]
+
+
 class Bare(Sequence[Tensor]):
     """The features of some utterances, each read when it is asked for: [L, D], or [L, T, D]."""
 
@@ -138,14 +149,14 @@ def predictions(heads: Sequence[Head], data: Data, indices: Sequence[int]) -> li
     for head in heads:
         head.eval()
     with torch.inference_mode():
-        for chosen, x, lens in in_order(features, _by_length(indices, features)):
+        for chosen, x, lens in in_order(features, _by_length(set(indices), features)):
             x, lens = x.to(device).contiguous(), lens.to(device)
             for head, known in zip(heads, outputs):
                 known.update(zip(chosen, head.predict(head(x, lens), lens)))
     return [[known[i] for i in indices] for known in outputs]
 
 
-def _by_length(indices: Sequence[int], features: Features) -> list[list[int]]:
+def _by_length(indices: Iterable[int], features: Features) -> list[list[int]]:
     """Batches of similar length, longest first, within PREDICT_FLOATS of padded features."""
     lens = features.lens.tolist()
     frames = PREDICT_FLOATS / (features.layers * features.dim)
@@ -168,7 +179,8 @@ def fit(
     state: Path | None = None,
     what: str = "heads",
 ) -> Fitted:
-    """Train one head per learning rate on `split["train"]`, choose step and rate on `split["dev"]`.
+    """Train one head per learning rate on `split["train"]`, choose step and rate on `split["dev"]`
+    (with `train.balanced`, on a draw from it in which all classes are as likely).
 
     All heads start from the same weights and see the same batches, dropout and SpecAugment: random
     numbers depend on (seed, step) alone, so a run resumed from `state` repeats an unbroken one.
@@ -181,6 +193,7 @@ def fit(
     frames, lens = task.features == "frames", data.features.lens
     weigh = [data.items[i].target for i in split["train"]] if train.balanced else None
     stream = Stream(split["train"], lens, train.batch, seed, frames, data.windows, weigh)
+    dev = drawn(data.items, split["dev"]) if train.balanced else split["dev"]
     crops = [j for i in split["train"] for j in data.windows.get(i, [i])]
     encoded = {j: data.labels.encode(data.items[j].target) for j in crops}
     begun, saved = 0, time.monotonic()
@@ -203,7 +216,6 @@ def fit(
             run.update()
         last = step + 1 == train.steps  # of this fold, perhaps
         if (step + 1) % train.eval_every == 0 or last:
-            dev = split["dev"]
             for run, outputs in zip(runs, predictions([run.head for run in runs], data, dev)):
                 run.keep(dev_score(task, data, dev, outputs), task.metric)
             if state and (last or time.monotonic() - saved > SAVE_SECONDS):
