@@ -18,10 +18,11 @@ from downstream.recipe import RECIPES
 from downstream.run.prepare import Prepared, prepare
 from merging import choose as choosing
 from merging.choose import Choice
-from merging.recipe import YAML, MergeRecipe, altered, load_recipe, with_alpha, with_members
+from merging.recipe import MADE, MergeRecipe, altered, load_recipe, with_alpha, with_members
 from merging.tuning import build_tuned
 from merging.weights.calibration import utterances
 from merging.write import RECORD, Merge, Written, as_encoder, write_merge, write_same
+from upstream.checkpoints.write import WEIGHTS
 from upstream.common import disk, user_code
 from upstream.common.errors import UserError, near_miss
 from upstream.encoder.encoder import Encoder
@@ -37,10 +38,17 @@ class Undecided(UserError):
 
 def tuned_names(plan: MergeRecipe, recipe: Path, results: Path) -> list[str]:
     """The recipe's fine-tuned upstreams; what is missing is fine-tuned now."""
-    return [
-        str(build_tuned(recipe.parent / name, results)) if name.endswith(YAML) else name
-        for name in plan.tuned
-    ]
+    names = []
+    for name in plan.tuned:
+        if made := MADE.fullmatch(name):
+            folder = build_tuned(recipe.parent / made[1], results)
+            if made[2] and not (folder / made[2] / WEIGHTS).is_file():
+                there = [path.name for path in folder.iterdir() if path.is_dir()]
+                fault = f"{recipe}: tuned: {made[1]} does not collect {made[2]!r}"
+                raise UserError(fault + near_miss(made[2], there))
+            name = str(folder / (made[2] or ""))
+        names.append(name)
+    return names
 
 
 def open_merge(

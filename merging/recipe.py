@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from upstream.common.errors import UserError
 from upstream.common.schema import build, override, read_yaml
 
 YAML = (".yaml", ".yml")
+# a fine-tuning recipe, and which of the upstreams that its run collects: finetune.yaml/ema-0.999
+MADE = re.compile(r"(.+\.ya?ml)(?:/([\w.-]+))?")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class MergeRecipe:
 
     kind: Literal["merge"]
     base: str  # an upstream name
-    tuned: list[str]  # fine-tuning recipes beside this file, or upstream names
+    tuned: list[str]  # fine-tuning recipes beside this file (see MADE), or upstream names
     method: str = "linear"
     params: dict[str, Any] = field(default_factory=dict)  # the method's keys; alpha: see alphas.py
     compare: list[str] = field(default_factory=list)  # scored together with the merged upstream

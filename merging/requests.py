@@ -14,7 +14,7 @@ from downstream.run.schedule import Request, RunOptions
 from merging import choose as choosing
 from merging.choose import BASE, Choice, Dev
 from merging.merged import Undecided, folder_of, open_merge, settled_spec, tuned_spec
-from merging.recipe import YAML, MergeRecipe, altered, load_recipe
+from merging.recipe import MADE, YAML, MergeRecipe, altered, load_recipe
 from merging.tuning.recipe import Plan, open_plan
 from merging.write import RECORD, as_encoder
 from upstream.checkpoints.write import WEIGHTS, write
@@ -160,7 +160,8 @@ def unbuilt(request: Request) -> Unbuilt | None:
 
 def _untrained(built: Built) -> list[Plan]:
     """The fine-tuning that a merge recipe waits for."""
-    names = [name for name in built.plan.tuned if name.endswith(YAML)]
+    made = filter(None, map(MADE.fullmatch, built.plan.tuned))
+    names = dict.fromkeys(each[1] for each in made)
     plans = [open_plan(built.recipe.parent / name, built.results) for name in names]
     return [plan for plan in plans if not (plan.folder(built.results) / WEIGHTS).exists()]
 

@@ -21,9 +21,9 @@ from torch import nn
 
 from downstream.report.results import provenance
 from merging.card import write_card
+from merging.tuning.collect import collectors
 from merging.tuning.objectives import Objective, TaskObjective
-from merging.tuning.recipe import Plan, checkpoint, open_plan
-from merging.tuning.strategies import STRATEGIES
+from merging.tuning.recipe import STRATEGIES, Plan, checkpoint, open_plan
 from merging.weights.movement import movement
 from upstream.checkpoints import HEARD
 from upstream.checkpoints.tensor_files import guarded
@@ -32,12 +32,13 @@ from upstream.checkpoints.write import WEIGHTS, to_folder
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
+from upstream.common.schema import bind
 from upstream.encoder.encoder import Encoder
 from upstream.features.store import Store
 
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
 RECORD = "finetune.json"
-KEPT = "key best weights history learned seconds peak".split()  # of a Loop, in its state
+KEPT = "key best weights history learned felt seconds peak".split()  # of a Loop, in its state
 
 
 def schedule(step: int, steps: int, warmup: float = 0.1, hold: float = 0.4) -> float:
@@ -108,6 +109,9 @@ def train(plan: Plan, folder: Path, store: Store) -> None:
     disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
     _write_heard(folder, objective)
     write_card(folder, record)
+    for each in loop.collected:
+        _write_heard(folder / each.name, objective)
+        to_folder(checkpoint(encoder, each.weights), folder / each.name)
     to_folder(weights, folder)  # the weights last: they say that the folder is complete
     loop.place.unlink(missing_ok=True)
 
@@ -121,16 +125,25 @@ class Loop:
         self.place, self.key = place, plan.key
         model = plan.encoder.model
         self.base: State = {name: t.detach().clone() for name, t in model.state_dict().items()}
-        self.strategy = STRATEGIES.named(plan.recipe.strategy)(model, plan.recipe)
+        recipe = plan.recipe
+        strategy = STRATEGIES.named(recipe.strategy)
+        options = bind(strategy, recipe.params, "params", ("model", "recipe"))
+        self.strategy = strategy(model, recipe, **options)
+        self.strategy.unheard = _above(plan.encoder, recipe.layer)
+        self.collected = collectors(recipe.collect, recipe.steps)
         # Parameters without a gradient keep Adam's state empty, so one group serves all phases.
-        self.parameters = [*model.parameters(), *objective.head.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=plan.recipe.lr)
+        encoder, head = list(model.parameters()), list(objective.head.parameters())
+        self.parameters = [*encoder, *head]
+        rates = (recipe.lr, recipe.head_lr or recipe.lr)
+        groups = [{"params": p, "initial_lr": lr} for p, lr in zip((encoder, head), rates)]
+        self.optimizer = torch.optim.Adam(groups, lr=recipe.lr)
         parts = {"encoder": model, "head": objective.head, "optimizer": self.optimizer}
         self.parts: dict[str, Any] = parts  # with a state of their own
         self.best, self.weights = math.nan, self.base
         self.history: list[dict[str, float]] = []
         self.training: set[str] | None = None  # names of what learns at this step
         self.learned: set[str] = set()  # of what ever had a gradient
+        self.felt: set[str] = set()  # and one that is not zero
         self.seconds, self.peak = 0.0, 0
 
     def run(self, what: str) -> None:
@@ -147,12 +160,15 @@ class Loop:
             if now - saved > SAVE_SECONDS:
                 self._save(step + 1)
                 saved = now
+        if idle := sorted(self.learned - self.felt):
+            raise RuntimeError(f"{self.recipe.strategy}: the gradient of {idle[0]} was always 0")
 
     def _update(self, step: int) -> None:
         recipe = self.recipe
         self._choose(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * schedule(step, recipe.steps, recipe.warmup, recipe.hold)
+            factor = schedule(step, recipe.steps, recipe.warmup, recipe.hold)
+            group["lr"] = group["initial_lr"] * factor
         torch.manual_seed(recipe.seed * 1_000_003 + step)
         self.encoder.train()
         self.objective.head.train()
@@ -162,11 +178,17 @@ class Loop:
             (loss / recipe.accumulate).backward()
         if (penalty := self.strategy.penalty()) is not None:
             penalty.backward()
-        self.learned |= {name for name, p in self._named() if p.grad is not None}
+        given = {name: p.grad for name, p in self._named() if p.grad is not None}
+        self.learned |= given.keys()
+        self.felt |= {name for name in given.keys() - self.felt if given[name].any()}
         norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         if torch.isfinite(norm):
             self.optimizer.step()
         self.strategy.after_step(step)
+        if wanted := [each for each in self.collected if each.wants(step + 1)]:
+            weights = self.strategy.weights()
+            for each in wanted:
+                each.add(step + 1, weights)
 
     def _choose(self, step: int) -> None:
         """Let the strategy say what learns."""
@@ -210,6 +232,7 @@ class Loop:
         content = {key: getattr(self, key) for key in KEPT}
         content |= {key: part.state_dict() for key, part in self.parts.items()}
         content |= {"step": step, "strategy": self.strategy.state}
+        content["collected"] = {each.name: each.weights for each in self.collected}
         with disk.writing(self.place), disk.whole(self.place) as part:
             torch.save(content, part)
 
@@ -227,7 +250,17 @@ class Loop:
         for key, part in self.parts.items():
             part.load_state_dict(content[key])
         self.strategy.state = content["strategy"]
+        for each in self.collected:
+            each.weights = content["collected"][each.name]
         return int(content["step"])
+
+
+def _above(encoder: Encoder, layer: int | None) -> list[str]:
+    """The modules that hidden state `layer` does not hear of."""
+    if layer is None or layer == encoder.num_layers - 1:
+        return []
+    final = ["norm"] if encoder.stable else []  # of pre-norm layers it comes after the last one
+    return [*(f"layer {k}" for k in range(layer + 1, encoder.num_layers)), *final]
 
 
 def peak_bytes() -> int:

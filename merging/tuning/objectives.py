@@ -41,7 +41,7 @@ class TaskObjective:
 
     def __init__(self, plan: Plan, store: Store) -> None:
         recipe, encoder, self.prepared = plan.recipe, plan.encoder, plan.prepared
-        self.specaug, self.heard = recipe.specaug, plan.heard
+        self.specaug, self.heard, self.layer = recipe.specaug, plan.heard, recipe.layer
         self.task = self.prepared.recipe.kind_of_task()
         self.metric, self.labels = self.task.metric, self.prepared.labels(plan.fold)
         self.device = next(encoder.parameters()).device
@@ -76,4 +76,5 @@ class TaskObjective:
     def _last_hidden(self, encoder: Encoder, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """[B, T, D] and lens [B] in frames."""
         x, lens = (t.to(self.device) for t in self.features.batch(indices))
-        return encoder.contextual(x[0], lens, lens).layers[-1], lens
+        layer = -1 if self.layer is None else self.layer
+        return encoder.contextual(x[0], lens, lens).layers[layer], lens

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -16,16 +16,48 @@ import upstream
 from downstream import recipe as task_recipes
 from downstream.recipe import named
 from downstream.run.prepare import Prepared, prepare
-from merging.tuning.strategies import STRATEGIES
+from merging.tuning.collect import collectors
 from upstream.checkpoints.read import Checkpoint
 from upstream.common import user_code
 from upstream.common.errors import UserError
-from upstream.common.schema import Amount, Dropout, Natural, Positive, Share, build, read_yaml
+from upstream.common.registry import Registry
+from upstream.common.schema import (
+    Amount,
+    Dropout,
+    Natural,
+    Positive,
+    Share,
+    bind,
+    build,
+    read_yaml,
+)
 from upstream.encoder.encoder import Encoder
 
+if TYPE_CHECKING:
+    from merging.tuning.strategies import Strategy
+
+STRATEGIES: Registry[type[Strategy]] = Registry("fine-tuning strategy")
+for _name, _place, _about in (
+    (
+        "stable",
+        "strategies:Stable",
+        "Speech-FT: the head alone at first, the CNN frozen throughout",
+    ),
+    ("regular", "strategies:Strategy", "all but the CNN from the first update, as s3prl does"),
+    (
+        "anchored",
+        "strategies:Anchored",
+        "stable, pulled to the pre-trained weights (L2-SP, L1, max)",
+    ),
+    ("lora", "lowrank:LoRA", "stable, but only low-rank changes of some layers learn"),
+    ("dora", "lowrank:DoRA", "LoRA with the size of each row apart"),
+):
+    STRATEGIES.add(_name, f"merging.tuning.{_place}", _about)
+
 # Keys that came later enter a build's key only where they are not left at their default.
-LATER = {
+LATER: dict[str, Any] = {
     "strategy": "stable", "dropout": None, "attention_dropout": None, "activation_dropout": None,
+    "params": {}, "head_lr": None, "layer": None, "collect": [],
 }  # fmt: skip
 
 
@@ -54,6 +86,10 @@ class TuningRecipe:
     dropout: Dropout | None = None  # None: the upstream's own, as in its config.json
     attention_dropout: Dropout | None = None
     activation_dropout: Dropout | None = None
+    params: dict[str, Any] = field(default_factory=dict)  # of the strategy
+    head_lr: Amount | None = None  # None: that of the upstream
+    layer: Natural | None = None  # the hidden state that feeds the head; None: the last
+    collect: list[str] = field(default_factory=list)  # further upstreams of the run: collect.py
 
     def facts(self) -> dict[str, Any]:
         """The recipe as plain values; LATER keys only where they were written."""
@@ -107,7 +143,9 @@ class Plan(NamedTuple):
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> TuningRecipe:
     """Read and check a fine-tuning recipe. Raises UserError."""
     recipe = build(TuningRecipe, read_yaml(path, overrides), str(path), name=path.stem)
-    named(STRATEGIES, recipe.strategy, f"{path}: strategy")
+    strategy = named(STRATEGIES, recipe.strategy, f"{path}: strategy")
+    bind(strategy, recipe.params, f"{path}: params", ("model", "recipe"))
+    collectors(recipe.collect, recipe.steps)
     task_recipes.load(path.parent / recipe.task).head_constructor(recipe.head, f"{path}: head")
     return recipe
 
@@ -118,6 +156,9 @@ def open_plan(path: Path, results: Path) -> Plan:
     encoder = upstream.load(recipe.upstream)
     if not isinstance(encoder, Encoder):
         raise UserError(f"{path}: upstream {recipe.upstream} has no weights to fine-tune")
+    if recipe.layer is not None and recipe.layer >= encoder.num_layers:
+        most = encoder.num_layers - 1
+        raise UserError(f"{path}: layer: {recipe.upstream} has hidden states 0 to {most}")
     if dropouts := recipe.dropouts():
         weights, heard = checkpoint(encoder, encoder.model.state_dict(), **dropouts), encoder.heard
         encoder = Encoder(weights, encoder.padding, encoder.precision)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import upstream
 from merging.tuning import build_tuned, loop, tuned_folder
 from merging.tuning.objectives import TaskObjective
-from merging.tuning.recipe import LATER, Plan, TuningRecipe, load_recipe, open_plan
-from merging.tuning.strategies import STRATEGIES, Stable, Strategy
+from merging.tuning.recipe import LATER, STRATEGIES, Plan, TuningRecipe, load_recipe, open_plan
+from merging.tuning.strategies import Stable, Strategy
 from upstream.common import PROJECT
 from upstream.common.errors import UserError
 from upstream.features.store import Store
@@ -88,6 +88,9 @@ def test_head_only_phase_leaves_the_upstream_alone(recipes: Path, tmp_path: Path
     assert moved["cnn"] == 0 and moved["layer 1"] > 0, "regular has no such phase"
 
 
+LATER_VALUES = ("regular", 0.0, 0.0, 0.0, {"rank": 2}, 1e-3, 1, ["swa-0.5"])
+
+
 def test_a_key_that_came_later_changes_a_build_only_where_it_is_written(recipes: Path) -> None:
     """Without it the facts, in their order, are what a build's key was made of before it came."""
     recipe = load_recipe(recipes / "finetune.yaml")
@@ -98,7 +101,7 @@ def test_a_key_that_came_later_changes_a_build_only_where_it_is_written(recipes:
             "specaug seed fold head name"
         ).split()
     )
-    for key, value in zip(LATER, ("regular", 0.0, 0.0, 0.0), strict=True):
+    for key, value in zip(LATER, LATER_VALUES, strict=True):
         assert dataclasses.replace(recipe, **{key: value}).facts()[key] == value
 
 
