@@ -244,7 +244,8 @@ class Task:
 
 
 # A corpus turns a folder into Examples: read(root, target, **options). `target` says which of its
-# annotations the task wants (text, phones, speaker, emotion, or a manifest column).
+# annotations the task wants (text, phones, speaker, emotion, or a manifest column). One with a
+# parameter `results` is given the results folder, for files that it has to write.
 Reader = Callable[..., Iterable[Example]]
 CORPORA: Registry[Reader] = Registry("corpus")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     task = named(TASKS, recipe.task, f"{path}: task")
     options = dict(recipe.corpus)
     reader = named(CORPORA, options.pop("name", None), f"{path}: corpus: name")
-    bind(reader, options, f"{path}: corpus")
+    bind(reader, options, f"{path}: corpus", given=("results",))
     for name in recipe.metric:
         named(METRICS, name, f"{path}: metric")
     if task.head or recipe.head:
@@ -181,7 +182,9 @@ def examples(recipe: Recipe, results: Path) -> list[Example]:
     options = {k: v for k, v in recipe.corpus.items() if k not in ("name", "root")}
     root = expand(recipe.corpus["root"], f"{where}: root", RESULTS=str(results))
     reader = CORPORA.named(recipe.corpus["name"])
-    found = list(reader(root, **bind(reader, options, where, given=("root",))))
+    given = {"results": results} if "results" in inspect.signature(reader).parameters else {}
+    options = bind(reader, options, where, given=("root", "results"))
+    found = list(reader(root, **options, **given))
     if not found:
         raise UserError(f"{where}: no utterances in {root}")
     beside, where = str(Path(recipe.path).parent), f"{recipe.path}: lexicon"

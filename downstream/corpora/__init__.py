@@ -10,4 +10,9 @@ CORPORA.add("speech_commands", "downstream.corpora.speech_commands:read", "Speec
 CORPORA.add("fluent_speech_commands", "downstream.corpora.fluent_speech_commands:read", "Fluent SC")
 CORPORA.add("snips", "downstream.corpora.snips:read", "Audio SNIPS, 16 voices")
 CORPORA.add("manifest", "downstream.corpora.manifest:read", "any corpus as CSV, TSV or JSONL")
+CORPORA.add("kaldi", "downstream.corpora.kaldi:read", "Kaldi data directories, one a split")
+CORPORA.add("lhotse", "downstream.corpora.lhotse:read", "Lhotse cuts, one .jsonl(.gz) a split")
+CORPORA.add(
+    "hf_datasets", "downstream.corpora.hf_datasets:read", "save_to_disk and Parquet folders"
+)
 CORPORA.add("synthetic", "downstream.corpora.synthetic:read", "speech that eSpeak NG makes here")

@@ -8,7 +8,7 @@ from typing import Literal
 from downstream.base import Example
 from downstream.corpora import tables
 from downstream.corpora.rttm import with_turns
-from downstream.corpora.splits import Part, Several, split_by_rule
+from downstream.corpora.splits import Part, Several, with_rule
 from downstream.corpora.trials import with_trials
 from downstream.corpora.utterances import Columns, require_audio, utterances
 from upstream.common.errors import UserError
@@ -100,10 +100,7 @@ def read(
         examples = with_turns(listed, source.parent / rttm)
     if split is not None:
         return examples
-    try:
-        return split_by_rule(examples, dev=dev, test=test, split_by=split_by, folds=folds)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+    return with_rule(source, examples, dev=dev, test=test, split_by=split_by, folds=folds)
 
 
 def _require_one_kind(

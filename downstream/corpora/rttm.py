@@ -35,7 +35,7 @@ def with_turns(listed: Sequence[Utterance], source: Path) -> list[Example]:
             raise UserError(f"{source}: holds no *.rttm")
     else:
         files = [source]
-    recordings = {name: _merged(turns) for name, turns in _recordings(files).items()}
+    recordings = {name: merged(turns) for name, turns in _recordings(files).items()}
     wanted = [_called(utterance, recordings) for utterance in listed]
     _require_matched(listed, wanted, recordings, source)
     return [
@@ -48,6 +48,19 @@ def write(turns: Iterable[Turn]) -> str:
     """Turns as an utterance's target."""
     ordered = sorted(turns, key=lambda turn: (turn[1], turn[2], turn[0]))
     return json.dumps(ordered, ensure_ascii=False)
+
+
+def merged(turns: Iterable[Turn]) -> Spans:
+    """Each speaker's turns apart, those that touch joined."""
+    spans: Spans = {}
+    for speaker, start, end in sorted(turns, key=lambda turn: turn[1]):
+        starts, ends = spans.setdefault(speaker, ([], []))
+        if ends and start <= ends[-1]:
+            ends[-1] = max(ends[-1], end)
+        else:
+            starts.append(start)
+            ends.append(end)
+    return spans
 
 
 def within(spans: Spans, start: float | None, end: float | None) -> list[Turn]:
@@ -89,22 +102,10 @@ def _recordings(files: Sequence[Path]) -> dict[str, list[Turn]]:
     return recordings
 
 
-def _merged(turns: Iterable[Turn]) -> Spans:
-    spans: Spans = {}
-    for speaker, start, end in sorted(turns, key=lambda turn: turn[1]):
-        starts, ends = spans.setdefault(speaker, ([], []))
-        if ends and start <= ends[-1]:
-            ends[-1] = max(ends[-1], end)
-        else:
-            starts.append(start)
-            ends.append(end)
-    return spans
-
-
 def _called(utterance: Utterance, recordings: dict[str, Spans]) -> str:
     """What the RTTM calls the utterance's recording; its file name if nothing."""
     path = os.path.splitext(utterance.called)[0]
-    names = (utterance.example.id, path, os.path.basename(path))
+    names = (utterance.example.id, utterance.called, path, os.path.basename(path))
     return next((name for name in names if name in recordings), names[-1])
 
 

@@ -46,6 +46,22 @@ def split_by_rule(
     return [example._replace(split=split) for example, split in zip(examples, splits)]
 
 
+def with_rule(
+    source: object,
+    examples: Sequence[Example],
+    *,
+    dev: Part | None,
+    test: Part | None,
+    split_by: Literal["row", "speaker"],
+    folds: Several | None,
+) -> list[Example]:
+    """`split_by_rule`, whose UserError names the source."""
+    try:
+        return split_by_rule(examples, dev=dev, test=test, split_by=split_by, folds=folds)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
 def _rows(examples: Sequence[Example], shares: dict[str, float]) -> list[str]:
     """Each row on its own, stratified: every group has its share, and at least one row in train.
 

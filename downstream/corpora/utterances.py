@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +90,27 @@ def utterances(
     if len({example.split.startswith("fold") for example, _, _ in listed}) == 2:
         raise UserError(f"{source}: the splits are partly folds and partly train, dev and test")
     return listed
+
+
+def of_splits(listed: Mapping[str, Sequence[Utterance]]) -> list[Utterance]:
+    """The utterances of all splits in one list; what is the same in dev and test is of both.
+
+    Raises UserError for an id that stands for two things, or is of train and another split.
+    """
+    found: dict[str, Utterance] = {}
+    for split, utterances in listed.items():
+        for utterance in utterances:
+            example = utterance.example._replace(split=split)
+            before = found.get(example.id)
+            if before:
+                both = f"{before.example.split} {split}"
+                alike = before.example._replace(split=split) == example
+                if not alike or both not in ("dev test", "test dev"):
+                    where = f"{utterance.where}: id {example.id!r} is already at {before.where}"
+                    raise UserError(f"{where}; make it unique, or use other audio in {split}")
+                example = example._replace(split=both)
+            found[example.id] = utterance._replace(example=example)
+    return list(found.values())
 
 
 def require_audio(listed: Sequence[Utterance], hint: str) -> None:

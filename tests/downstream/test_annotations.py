@@ -289,7 +289,7 @@ def test_turns_agree_with_a_slow_way(tmp_path: Path) -> None:
             grid[who][start : start + length] = [True] * length
             lines.append(speaker("r", start / 100, length / 100, who))
         file = tmp_path / put(tmp_path, "r.rttm", *lines)
-        spans = rttm._merged(rttm._recordings([file])["r"])
+        spans = rttm.merged(rttm._recordings([file])["r"])
         first, last = rng.randrange(400), rng.randrange(500, 1000)
         found = {who: [False] * (last - first) for who in "abc"}
         for who, start, end in rttm.within(spans, first / 100, last / 100):

@@ -16,12 +16,15 @@ from tests.corpora import fault, splits, wav
 from upstream.common.schema import bind
 
 
-@pytest.mark.parametrize("name", ["librispeech", "voxceleb1", "iemocap", "manifest"])
+@pytest.mark.parametrize(
+    "name", ["librispeech", "voxceleb1", "iemocap", "manifest", "kaldi", "lhotse"]
+)
 def test_a_signature_is_a_schema(name: str) -> None:
     root, target, *options = inspect.signature(CORPORA[name]).parameters.values()
     hints = get_type_hints(CORPORA[name])  # without bounds
     assert hints[root.name] is Path
-    column = hints[target.name] == (str | list[str] | None) and name == "manifest"
+    columns = {"manifest": str | list[str] | None, "kaldi": str, "lhotse": str}
+    column = name in columns and hints[target.name] == columns[name]
     assert column or get_origin(hints[target.name]) is Literal
     simple = (str, bool, str | None, float | None, int | None, Literal["row", "speaker"])
     simple += (str | list[str] | None,)
