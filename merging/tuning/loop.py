@@ -22,6 +22,7 @@ from torch import nn
 from downstream.report.results import provenance
 from merging.card import write_card
 from merging.tuning.collect import collectors
+from merging.tuning.log import LOG, Log
 from merging.tuning.objectives import Objective, TaskObjective
 from merging.tuning.recipe import STRATEGIES, Plan, checkpoint, open_plan
 from merging.weights.movement import movement
@@ -123,6 +124,7 @@ class Loop:
         """`place`: the file with the state of an interrupted run."""
         self.recipe, self.encoder, self.objective = plan.recipe, plan.encoder, objective
         self.place, self.key = place, plan.key
+        self.log = Log(place.with_name(LOG))
         model = plan.encoder.model
         self.base: State = {name: t.detach().clone() for name, t in model.state_dict().items()}
         recipe = plan.recipe
@@ -149,6 +151,7 @@ class Loop:
     def run(self, what: str) -> None:
         """Train from where the last process was; then `weights` are the best on dev."""
         steps, first = self.recipe.steps, self._restore()
+        self.log.cut(first)
         begun = saved = time.monotonic()
         before = self.seconds
         for step in progress(range(first, steps), what, steps, first):
@@ -173,9 +176,18 @@ class Loop:
         self.encoder.train()
         self.objective.head.train()
         self.optimizer.zero_grad()
-        for part in range(recipe.accumulate):
-            loss = self.objective.loss(self.encoder, step * recipe.accumulate + part)
+        numbers = range(step * recipe.accumulate, (step + 1) * recipe.accumulate)
+        total = 0.0
+        for number in numbers:
+            loss = self.objective.loss(self.encoder, number)
+            if not torch.isfinite(loss):
+                names = ", ".join(self.objective.names(number))
+                raise UserError(
+                    f"update {step + 1}: the loss is {float(loss)} for {names}: look at these "
+                    "utterances, or take a smaller lr; what was trained before is kept"
+                )
             (loss / recipe.accumulate).backward()
+            total += loss.item() / recipe.accumulate
         if (penalty := self.strategy.penalty()) is not None:
             penalty.backward()
         given = {name: p.grad for name, p in self._named() if p.grad is not None}
@@ -184,6 +196,8 @@ class Loop:
         norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         if torch.isfinite(norm):
             self.optimizer.step()
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.log.add(step=step + 1, loss=total, lr=rates[0], head_lr=rates[1], norm=norm.item())
         self.strategy.after_step(step)
         if wanted := [each for each in self.collected if each.wants(step + 1)]:
             weights = self.strategy.weights()

@@ -32,6 +32,9 @@ class Objective(Protocol):
     def loss(self, encoder: Encoder, number: int) -> Tensor:
         """The loss of micro-batch `number`, a function of nothing else."""
 
+    def names(self, number: int) -> list[str]:
+        """The utterances of micro-batch `number`."""
+
     def dev(self, encoder: Encoder) -> float:
         """The dev score in per cent."""
 
@@ -63,6 +66,9 @@ class TaskObjective:
             x = specaug(x, lens)
         targets = [self.labels.encode(self.prepared.targets[i]) for i in indices]
         return self.head.loss(self.head.body(x, lens), lens, targets)
+
+    def names(self, number: int) -> list[str]:
+        return [self.prepared.items[i].id for i in self.stream[number]]
 
     def dev(self, encoder: Encoder) -> float:
         records: list[Record] = []

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import upstream
 from merging.tuning import build_tuned, loop, tuned_folder
+from merging.tuning.log import Log
 from merging.tuning.objectives import TaskObjective
 from merging.tuning.recipe import LATER, STRATEGIES, Plan, TuningRecipe, load_recipe, open_plan
 from merging.tuning.strategies import Stable, Strategy
@@ -60,6 +61,7 @@ def test_stable_finetuning_moves_the_transformer_and_not_the_cnn(
     assert build_tuned(recipes / f"{name}.yaml", tmp_path / "r") == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp, "built once"
     files = {"README.md", "config.json", "finetune.json", "heard.txt", "model.safetensors"}
+    files.add("log.jsonl")
     assert {p.name for p in folder.iterdir()} == files | {"preprocessor_config.json"}
 
 
@@ -182,6 +184,8 @@ def same_after_a_stop(
     assert one.fingerprint() == two.fingerprint()
     assert record(unbroken)["history"] == record(resumed)["history"]
     assert not (resumed / "state.pt").exists()
+    logs = [(folder / "log.jsonl").read_text() for folder in (unbroken, resumed)]
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 20
     return resumed
 
 
@@ -341,6 +345,10 @@ class Mixture:
         turn, which = divmod(number, len(self.parts))
         return self.parts[which].loss(encoder, turn)
 
+    def names(self, number: int) -> list[str]:
+        turn, which = divmod(number, len(self.parts))
+        return self.parts[which].names(turn)
+
     def dev(self, encoder: Any) -> float:
         return self.parts[0].dev(encoder)
 
@@ -356,3 +364,31 @@ def test_several_objectives_can_be_mixed(recipes: Path, tmp_path: Path) -> None:
     assert len(running.history) == 4 and {"head.0.linear.weight", "head.1.linear.weight"} <= (
         running.learned
     )
+
+
+def test_every_update_is_logged(recipes: Path, tmp_path: Path) -> None:
+    folder = build_tuned(changed(recipes, head_lr=0.02), tmp_path / "r")
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    for line in lines:
+        factor = loop.schedule(int(line["step"]) - 1, 20)
+        assert line["lr"] == pytest.approx(1e-2 * factor)
+        assert line["head_lr"] == pytest.approx(0.02 * factor)
+        assert math.isfinite(line["loss"]) and line["norm"] > 0
+    log = Log(folder / "log.jsonl")
+    with log.path.open("a") as file:
+        file.write('{"step": 21, "lo')  # killed while it wrote
+    assert log.lines() == lines
+    log.cut(3)
+    assert log.lines() == lines[:3]
+
+
+def test_a_loss_that_is_no_number_names_its_utterances(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = open_plan(recipes / "finetune.yaml", tmp_path / "r")
+    objective = TaskObjective(plan, Store(tmp_path / "cache"))
+    monkeypatch.setattr(objective.head, "loss", lambda *_: torch.tensor(math.nan))
+    with pytest.raises(UserError, match=r"update 1: the loss is nan for .*\d-\d+, ") as caught:
+        loop.Loop(plan, objective, tmp_path / "state.pt").run("broken")
+    assert all(name in str(caught.value) for name in objective.names(0))
