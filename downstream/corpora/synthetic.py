@@ -8,12 +8,13 @@ voices are rule-based, and so is the prosody: four rule sets, *not* emotions.
 | sentences | PR, ER | phones, prosody, text | 65 / 20 / 52, disjoint  | 1,300/200/780     |
 | speakers  | SID    | speaker             | the same 60 in each       | 1,200/180/600     |
 | digits    | ASR    | text                | 45 / 15 / 40, disjoint    | 540/90/240        |
+| commands  | SF     | slots, text         | 45 / 15 / 40, disjoint    | 540/90/240        |
 | pretrain  | -      | text                | 480, train only           | 7,200, about 10 h |
 
 A speaker is an accent and a voice variant of the engine, with a pitch, a range, a rate and a
-vocal-tract scale of its own. No accent-and-variant pair serves two parts, or two splits of disjoint
-speakers: above scale 1 the pairs of a split come again within it. What is said may come again: of
-the 240 test strings of digits, `pretrain` speaks 112 too.
+vocal-tract scale of its own. No accent-and-variant pair serves two parts (but digits and commands),
+or two splits of disjoint speakers: above scale 1 the pairs of a split come again within it. What is
+said may come again: of the 240 test strings of digits, `pretrain` speaks 112 too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from downstream.base import Example
+from downstream.corpora.slots import marked
 from downstream.corpora.speak import Line, engine
 from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError, near_miss
@@ -74,7 +76,15 @@ PATTERNS = (
     "the noun verb prep the noun",
     "adv name verb the noun",
 )
+COMMANDS = (
+    "call name",
+    "call name in the room",
+    "wake name at number number",
+    "set the room to number",
+    "play number times in the room",
+)
 DIGITS = "zero one two three four five six seven eight nine"
+SLOTS = {"name": WORDS["name"], "room": "kitchen cellar attic garage", "number": DIGITS}
 ONSETS = "b d f g h j k l m n p r s t v w z ch sh th br dr fl gr kl pl sk sp st tr".split()
 NUCLEI = "a e i o u ee oo ai oa ow oy ar er or".split()
 CODAS = ["", "", "", *"b d g k l m n p s t z sh ch th ng nd nt st lk mp".split()]
@@ -114,6 +124,12 @@ PARTS = {
         ("text",),
         slice(197, 312),
     ),
+    "commands": Part(
+        {"train": 45, "dev": 15, "test": 40},
+        {"train": 12, "dev": 6, "test": 6},
+        ("slots", "text"),
+        slice(197, 312),
+    ),
     "pretrain": Part({"train": 480}, {"train": 15}, ("text",), slice(312, None)),
 }
 
@@ -143,6 +159,18 @@ def digits(rng: np.random.Generator) -> str:
     return " ".join(rng.choice(DIGITS.split(), rng.integers(2, 5)))
 
 
+def command(rng: np.random.Generator) -> str:
+    """Two to six words, some of them a name, a room or a number."""
+    words = pick(rng, COMMANDS).split()
+    return " ".join(pick(rng, SLOTS[w].split()) if w in SLOTS else w for w in words)
+
+
+def slots(text: str) -> str:
+    """A command as marked text: `CALL B-name ANNA E-name`."""
+    slot_of = {word: slot for slot, words in SLOTS.items() for word in words.split()}
+    return marked(text, " ".join(slot_of.get(word, "O") for word in text.lower().split()))
+
+
 def babble(rng: np.random.Generator) -> str:
     """Seven words, four of them invented, for the sounds and pairs of sounds the grammar lacks."""
 
@@ -156,8 +184,8 @@ def babble(rng: np.random.Generator) -> str:
 
 def text_for(part: str, rng: np.random.Generator) -> str:
     """What is said in one utterance of `part`."""
-    if part == "digits":
-        return digits(rng)
+    if part in ("digits", "commands"):
+        return digits(rng) if part == "digits" else command(rng)
     if part == "pretrain":
         makers = (sentence, digits, babble)
         return ", ".join(makers[i](rng) for i in rng.choice(3, 2, p=[0.3, 0.1, 0.6]))
@@ -275,5 +303,6 @@ def read(
     for marker in generate(root, part, seed, scale):
         for row in map(json.loads, marker.read_text(encoding="utf-8").splitlines()):
             who, path = (row["speaker"], row["split"]), str(marker.parent / row["path"])
-            examples.append(Example(row["id"], path, None, None, row[target], *who))
+            label = slots(row["text"]) if target == "slots" else row[target]
+            examples.append(Example(row["id"], path, None, None, label, *who))
     return examples

@@ -19,6 +19,7 @@ import soundfile
 from downstream.base import CORPORA
 from downstream.corpora import speak, synthetic
 from downstream.corpora.speak import Line
+from downstream.tasks import sf
 from upstream.common import PROJECT
 from upstream.common.errors import UserError
 
@@ -56,6 +57,7 @@ def test_the_grammar_has_107_words() -> None:
         ("sentences", (1300, 200, 780), (65, 20, 52)),
         ("speakers", (1200, 180, 600), (60, 60, 60)),
         ("digits", (540, 90, 240), (45, 15, 40)),
+        ("commands", (540, 90, 240), (45, 15, 40)),
         ("pretrain", (7200, 0, 0), (480, 0, 0)),
     ],
 )
@@ -76,16 +78,29 @@ def test_counts_and_speakers(
 
 
 def test_no_voice_serves_two_parts() -> None:
-    voices = [{item.line.voice for item in synthetic.plan(part)} for part in synthetic.PARTS]
+    parts = synthetic.PARTS.keys() - {"commands"}  # which has the voices of digits
+    voices = [{item.line.voice for item in synthetic.plan(part)} for part in parts]
     assert sum(map(len, voices)) == len(set.union(*voices))
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 2.5])
 def test_no_voice_serves_two_splits_of_disjoint_speakers(scale: float) -> None:
-    for part in ("sentences", "digits"):
+    for part in ("sentences", "digits", "commands"):
         planned = synthetic.plan(part, scale=scale)
         voices = [{i.line.voice for i in planned if i.split == s} for s in ("train", "dev", "test")]
         assert sum(map(len, voices)) == len(set.union(*voices)), part
+
+
+def test_commands_have_the_slots_that_their_words_tell() -> None:
+    known = sf.labels(
+        "train", [synthetic.slots(item.line.text) for item in synthetic.plan("commands")]
+    )
+    assert {t[2:] for t in known.symbols if t[:2] == "B-"} == set(synthetic.SLOTS)
+    told = synthetic.slots("wake anna at one two")
+    assert told == "WAKE B-name ANNA E-name AT B-number ONE TWO E-number"
+    words = [word for slot in synthetic.SLOTS.values() for word in slot.split()]
+    outside = {w for c in synthetic.COMMANDS for w in c.split()} - set(synthetic.SLOTS)
+    assert len(words) == len(set(words)) and not outside & set(words)
 
 
 def test_the_plan_depends_on_the_seed_alone() -> None:
