@@ -188,6 +188,7 @@ class Task:
     metrics: tuple[str, ...]  # names in METRICS; the first selects on dev
     labels: Callable[[str, Sequence[str]], Labels]  # (`superb` or `train`, training targets)
     normalised: Callable[[str], str] = str  # a target as it is trained on and compared with
+    needs: tuple[str, ...] = ("train", "dev", "test")  # splits that must not be empty
 
     @property
     def metric(self) -> Metric:
@@ -265,6 +266,8 @@ METRICS.add("slot_f1", "downstream.tasks.slots:SLOT_F1", "mean F1 of the slots i
 METRICS.add("slot_cer", "downstream.tasks.slots:SLOT_CER", "character error rate within slots")
 METRICS.add("eer", "downstream.tasks.metrics:EER", "equal error rate of trials")
 METRICS.add("der", "downstream.tasks.segments:DER", "diarization error rate")
+METRICS.add("mtwv", "downstream.tasks.twv:MTWV", "maximum term-weighted value of trials")
+METRICS.add("mtwv_superb", "downstream.tasks.twv:SUPERB", "the same on all of QUESST 2014")
 
 TASKS: Registry[Task] = Registry("task")
 TASKS.add("asr", "downstream.tasks.asr:TASK", "speech recognition: characters, CTC, WER")
@@ -278,3 +281,6 @@ TASKS.add("er", "downstream.tasks.er:TASK", "emotion recognition: one label, acc
 TASKS.add("classify", "downstream.tasks.sid:CLASSIFY", "any one label per utterance, accuracy")
 TASKS.add("asv", "downstream.tasks.asv:TASK", "speaker verification: x-vectors, trials, EER")
 TASKS.add("sd", "downstream.tasks.sd:TASK", "diarization of two speakers: LSTM, DER")
+TASKS.add("qbe", "downstream.tasks.qbe:TASK", "query by example: DTW, nothing trained, MTWV")
+TASKS.add("probe", "downstream.tasks.probe:TASK", "any one label, a closed-form linear classifier")
+TASKS.add("knn", "downstream.tasks.probe:KNN", "any one label, that of the nearest neighbours")

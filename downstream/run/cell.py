@@ -65,7 +65,7 @@ def run(
             fitted = fit(recipe, data, split, seed=seed, device=device, state=state, what=what)
             head, lr[fold], dev[fold] = fitted.head, fitted.lr, fitted.dev
             heads.keep(folder, fold, head, data.labels)
-        part = functools.partial(_part, head, data, split)
+        part = functools.partial(_part, head, data, split, device)
         calibration = task.calibrate(part, data.labels)
         chosen |= {fold: calibration.chosen} if calibration.chosen else {}
         items, outputs = part("test")
@@ -104,10 +104,12 @@ def run(
     return result
 
 
-def _part(head: Head | None, data: Data, split: Mapping[str, list[int]], name: str) -> Part:
+def _part(
+    head: Head | None, data: Data, split: Mapping[str, list[int]], device: str, name: str
+) -> Part:
     """A split with its predictions, or without a head its features, read one by one."""
     indices = split[name]
-    outputs = predict(head, data, indices) if head else Bare(data.features, indices)
+    outputs = predict(head, data, indices) if head else Bare(data.features, indices, device)
     return Part([data.items[i] for i in indices], outputs)
 
 

@@ -118,8 +118,7 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     task, corpus = recipe.kind_of_task(), examples(recipe, results)
     parts = ("train", "dev", "test")
     splits = folds(corpus) if recipe.folds else {"": {p: _of(corpus, p) for p in parts}}
-    needed = parts if task.head else ("test",)
-    for fold, part in itertools.product(splits, needed):
+    for fold, part in itertools.product(splits, task.needs):
         if not splits[fold][part]:
             where = f"fold {fold}: " if fold else ""
             raise UserError(f"{recipe.path}: corpus: {where}no utterances in split {part!r}")

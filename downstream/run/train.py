@@ -127,14 +127,14 @@ def drawn(items: Sequence[Item], indices: Sequence[int]) -> list[int]:
 class Bare(Sequence[Tensor]):
     """The features of some utterances, each read when it is asked for: [L, D], or [L, T, D]."""
 
-    def __init__(self, features: Features, indices: Sequence[int]) -> None:
-        self.features, self.indices = features, indices
+    def __init__(self, features: Features, indices: Sequence[int], device: str) -> None:
+        self.features, self.indices, self.device = features, indices, device
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, number: Any) -> Any:
-        return self.features.batch([self.indices[number]])[0][:, 0]
+        return self.features.batch([self.indices[number]])[0][:, 0].to(self.device)
 
 
 def predict(head: Head, data: Data, indices: Sequence[int]) -> list[Any]:
