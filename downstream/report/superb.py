@@ -34,7 +34,9 @@ CORPORA = {  # the constants mean something on SUPERB's own data only
     "ic": "fluent_speech_commands", "er": "iemocap", "sf": "snips", "asv": "voxceleb1_trials",
     "sd": "librimix", "qbe": "quesst2014",
 }  # fmt: skip
-NAMES = {"acc": "accuracy", "f1": "slot_f1", "cer": "slot_cer"}  # other names are the same
+NAMES = {  # other names are the same
+    "acc": "accuracy", "f1": "slot_f1", "cer": "slot_cer", "mtwv": "mtwv_superb",
+}  # fmt: skip
 
 
 class Constant(NamedTuple):

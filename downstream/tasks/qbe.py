@@ -13,6 +13,7 @@ from typing import Any
 from downstream.base import Calibration, Item, Labels, Part, Record, Task, Trial
 from downstream.tasks import trials
 from downstream.tasks.search import search
+from upstream.common.errors import UserError
 
 
 class Search(Task):
@@ -47,8 +48,14 @@ class Search(Task):
 
 
 def labels(_tokens: str, _targets: Sequence[str]) -> Labels:
-    """None: there are no classes."""
-    return Labels((), split=lambda target: [])
+    """There are no classes; a target without a list of trials is refused."""
+    return Labels((), split=_checked)
+
+
+def _checked(target: str) -> list[str]:
+    if trials.read(target) is None:
+        raise UserError(f"{target!r:.60} is no list of trials (a document's is {trials.write([])})")
+    return []
 
 
 TASK = Search("qbe", "frames", None, ("mtwv",), labels, needs=("dev", "test"))

@@ -1,16 +1,17 @@
 """Maximum term-weighted value: how well one threshold on the scores finds what was asked for.
 
-TWV(threshold) = 1 - mean over queries of (P_miss + beta * P_fa), beta = C_fa (1 - P) / (C_miss P).
-The costs are those of MediaEval's scorer as its script for QUESST 2015 gives them: score-TWV-Cnxe.sh
-passes an effective prior of 0.0741289, which makes beta 12.49. That QUESST 2014 had the same ones is
-not confirmed. The scorer's documented output says that queries without any true document are left
-out and that every query is tried on every document.
+TWV(threshold) = 1 - mean over queries of (P_miss + beta P_fa), beta = C_fa (1 - P) / (C_miss P).
+The costs are those of MediaEval's scorer as its script for QUESST 2015 (score-TWV-Cnxe.sh) has
+them: an effective prior of 0.0741289, which makes beta 12.49. That QUESST 2014 had the same is not
+confirmed. The scorer's documented output says that queries without any true document are left out
+and that every query is tried on every document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,17 +40,17 @@ def maximum(trials: Sequence[Trial], share: float = 1.0, documents: int | None =
     scores, labels = np.array([(t.score, t.label) for t in trials], dtype=float).T
     order = np.argsort(-scores, kind="stable")
     scores, labels, query = scores[order], labels[order], query[order]
-    true, tried = np.bincount(query, labels), np.bincount(query).astype(float)
+    true = np.bincount(query, labels)
     if not true.any():
         raise UserError("MTWV needs a query that is in a document; check the trials")
-    others = (documents or tried) - true
+    others = (documents or np.bincount(query)) - true
     gains = np.where(labels == 1, _inverse(true)[query], -BETA * _inverse(others)[query])
     value = np.cumsum(np.where(true[query] > 0, gains, 0)) / np.count_nonzero(true)
     last = np.append(np.diff(scores) != 0, True)
     return float(100 * share * max(0.0, value[last].max()))
 
 
-def _inverse(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _inverse(counts: NDArray[Any]) -> NDArray[np.float64]:
     """1 / count, 0 where there is nothing to count."""
     return np.divide(1, counts, where=counts > 0, out=np.zeros(len(counts)))
 
