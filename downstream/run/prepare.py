@@ -137,7 +137,7 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     clips = [clip for _, clip in pieces]
     prepared = Prepared(recipe, items, clips, splits, windows, content, [])
     prepared.warnings.extend(_unknown_symbols(prepared))
-    for (fold, split), part in itertools.product(splits.items(), needed):
+    for (fold, split), part in itertools.product(splits.items(), task.needs):
         if part != "train":
             try:
                 task.check([items[i] for i in split[part]])

@@ -13,11 +13,26 @@ from typing import Any
 from downstream.base import Calibration, Item, Labels, Part, Record, Task, Trial
 from downstream.tasks import trials
 from downstream.tasks.search import search
-from upstream.common.errors import UserError
+from upstream.common.errors import UserError, near_miss
 
 
 class Search(Task):
     """What `search` finds is what records are made of."""
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Every target is trials, with documents of the split; one of them is true."""
+        asked = {item.id: trials.read(item.target) for item in items}
+        documents = {name for name, pairs in asked.items() if pairs == []}
+        for name, pairs in asked.items():
+            if pairs is None:
+                fault = f"{name}: its target is no list of trials"
+                raise UserError(f"{fault}; a document's is {trials.write([])}")
+            for _, other in pairs:
+                if other not in documents:
+                    fault = f"{name}: {other!r} is no document of its split"
+                    raise UserError(f"{fault}{near_miss(other, documents)}")
+        if not any(label for pairs in asked.values() for label, _ in pairs or ()):
+            raise UserError("there is nothing to find: no trial is labelled 1")
 
     def calibrate(self, part: Any, labels: Labels) -> Calibration:
         """The layer of the best dev score; `chosen` also has the dev score of every layer."""
@@ -48,14 +63,8 @@ class Search(Task):
 
 
 def labels(_tokens: str, _targets: Sequence[str]) -> Labels:
-    """There are no classes; a target without a list of trials is refused."""
-    return Labels((), split=_checked)
-
-
-def _checked(target: str) -> list[str]:
-    if trials.read(target) is None:
-        raise UserError(f"{target!r:.60} is no list of trials (a document's is {trials.write([])})")
-    return []
+    """None: there are no classes."""
+    return Labels((), split=lambda target: [])
 
 
 TASK = Search("qbe", "frames", None, ("mtwv",), labels, needs=("dev", "test"))

@@ -234,12 +234,14 @@ def test_the_layer_is_chosen_on_dev_and_used_on_test() -> None:
 
 
 def test_a_split_that_cannot_be_searched_is_one_line() -> None:
-    items, outputs = split([noise(0, 1, 8, 4)], [noise(1, 1, 20, 4), noise(2, 1, 20, 4)])
+    items, _ = split([noise(0, 1, 8, 4)], [noise(1, 1, 20, 4), noise(2, 1, 20, 4)])
+    check = TASKS["qbe"].check
+    check(items)
     wrong = [items[0]._replace(target=trials.write([(1, "d7")])), *items[1:]]
-    with pytest.raises(UserError, match=r"query q0: 'd7' is no document of its split.*d0"):
-        next(search(wrong, outputs))
-    with pytest.raises(UserError, match="nothing to search for"):
-        next(search(items[1:], outputs[1:]))
-    with pytest.raises(UserError, match="'one' is no list of trials"):
-        TASKS["qbe"].labels("", []).unknown("one")
+    with pytest.raises(UserError, match=r"q0: 'd7' is no document of its split.*d0"):
+        check(wrong)
+    with pytest.raises(UserError, match="nothing to find"):
+        check(items[1:])
+    with pytest.raises(UserError, match=r"q0: its target is no list of trials.*\"trials\": \[\]"):
+        check([items[0]._replace(target="one"), *items[1:]])
     assert not TASKS["qbe"].labels("", []).unknown(items[0].target)
