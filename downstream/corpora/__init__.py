@@ -15,8 +15,6 @@ CORPORA.add("lhotse", "downstream.corpora.lhotse:read", "Lhotse cuts, one .jsonl
 CORPORA.add(
     "hf_datasets", "downstream.corpora.hf_datasets:read", "save_to_disk and Parquet folders"
 )
-CORPORA.add(
-    "quesst2014", "downstream.corpora.quesst2014:read", "QUESST 2014, queries to search for"
-)
+CORPORA.add("quesst2014", "downstream.corpora.quesst2014:read", "QUESST 2014, spoken queries")
 CORPORA.add("strings", "downstream.corpora.strings:read", "spoken digits to search for in strings")
 CORPORA.add("synthetic", "downstream.corpora.synthetic:read", "speech that eSpeak NG makes here")
