@@ -13,6 +13,7 @@ from typing import Any
 from downstream.base import Example
 from downstream.corpora import rttm
 from downstream.corpora.utterances import Utterance, of_splits, require_audio
+from downstream.tasks.segments import write
 from upstream.common import disk
 from upstream.common.errors import UserError
 
@@ -152,4 +153,4 @@ def _turns(supervisions: list[dict[str, Any]], length: float, where: str) -> str
             raise UserError(f"{where}: a supervision without speaker, start or duration")
         # those of a cut may begin before it
         turns.append((str(said["speaker"]), start, start + duration))
-    return rttm.write(rttm.within(rttm.merged(turns), 0.0, length))
+    return write(rttm.within(rttm.merged(turns), 0.0, length))

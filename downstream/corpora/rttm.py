@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from downstream.base import Example
 from downstream.corpora.common import read_text
 from downstream.corpora.utterances import Utterance, seconds
+from downstream.tasks.segments import write
 from upstream.common.errors import UserError, near_miss
 
 # the kinds of line that say something else, or nothing about turns
@@ -18,6 +18,7 @@ OTHERS = frozenset(
     "SEGMENT NOSCORE NO_RT_METADATA LEXEME NON-LEX NON-SPEECH FILLER EDIT SU IP CB A/P "
     "SPKR-INFO".split()
 )
+LEAST = 0.0001  # seconds; targets are rounded to this
 Turn = tuple[str, float, float]  # speaker, start, end in seconds
 Spans = dict[str, tuple[list[float], list[float]]]  # speaker -> starts and ends, apart, in order
 
@@ -44,12 +45,6 @@ def with_turns(listed: Sequence[Utterance], source: Path) -> list[Example]:
     ]
 
 
-def write(turns: Iterable[Turn]) -> str:
-    """Turns as an utterance's target."""
-    ordered = sorted(turns, key=lambda turn: (turn[1], turn[2], turn[0]))
-    return json.dumps(ordered, ensure_ascii=False)
-
-
 def merged(turns: Iterable[Turn]) -> Spans:
     """Each speaker's turns apart, those that touch joined."""
     spans: Spans = {}
@@ -69,10 +64,10 @@ def within(spans: Spans, start: float | None, end: float | None) -> list[Turn]:
     found = []
     for speaker, (starts, ends) in spans.items():
         for i in range(bisect_right(ends, first), bisect_left(starts, last)):
-            # microseconds: what is left of 3.25 - 1.1 is no measurement
             times = (max(starts[i], first) - first, min(ends[i], last) - first)
-            found.append((speaker, round(times[0], 6), round(times[1], 6)))
-    return found
+            if times[1] - times[0] > LEAST:
+                found.append((speaker, *times))
+    return sorted(found, key=lambda turn: (turn[1], turn[2], turn[0]))
 
 
 def _recordings(files: Sequence[Path]) -> dict[str, list[Turn]]:

@@ -14,10 +14,10 @@ from downstream.base import Example
 from downstream.corpora.common import absent
 from downstream.corpora.slots import marked
 from downstream.corpora.tables import Row, require
+from downstream.tasks.ic import SEPARATOR
 from upstream.common.errors import UserError, near_miss
 
 SPLIT_NAMES = {"train": "train", "test": "test", "dev": "dev", "valid": "dev", "validation": "dev"}
-SEPARATOR = " ; "  # between the answers to several questions
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from upstream.features import clips as audiofiles
 from upstream.features.clips import Clip
 from upstream.features.extract import Kind
 
+ONE_WORD, LONG_WORD = 0.9, 7  # share of the targets, characters: more is no text of words
 Split = dict[str, list[int]]  # train, dev, test -> indices of items and clips
 Piece = tuple[Example, Clip]
 
@@ -136,7 +137,7 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     items = [Item(e.id, e.speaker, e.target, clip.seconds, e.group) for e, clip in pieces]
     clips = [clip for _, clip in pieces]
     prepared = Prepared(recipe, items, clips, splits, windows, content, [])
-    prepared.warnings.extend(_unknown_symbols(prepared))
+    prepared.warnings.extend(_unknown_symbols(prepared) + _without_spaces(prepared))
     for (fold, split), part in itertools.product(splits.items(), task.needs):
         if part != "train":
             try:
@@ -231,3 +232,17 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
         f"and cannot be recognised: {most}{advice * (prepared.recipe.tokens == 'superb')}"
     )
     return [warning] * bool(unknown)
+
+
+def _without_spaces(prepared: Prepared) -> list[str]:
+    """A warning where the word error rate would count whole sentences."""
+    texts = [target for target in prepared.targets if target]
+    single = [text for text in texts if " " not in text]
+    length = sum(map(len, single)) / max(1, len(single))
+    wer = prepared.recipe.kind_of_task().metrics[0] == "wer"
+    if not wer or len(single) <= ONE_WORD * len(texts) or length < LONG_WORD:
+        return []
+    return [
+        f"{len(single)} of {len(texts)} targets are one word, of {length:.0f} characters on "
+        "average: is this a script without spaces? `metric: [cer]` counts characters"
+    ]

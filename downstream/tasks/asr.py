@@ -20,8 +20,13 @@ CHARACTERS = tuple("|ETAONIHSRDLUMCWFGYPBVK'XJQZ")
 
 
 def normalised(text: str) -> str:
-    """Upper case, and one code point for an accented letter however it was typed."""
-    return unicodedata.normalize("NFC", text.upper())
+    """Upper case, single spaces, and one code point for an accented letter however it was typed.
+
+    A script without case stays as it is; ß is SS and the Turkish ı is I, in references as in what
+    is recognised. Composed first: upper case tears some letters apart (ᾳ is ΑΙ).
+    """
+    composed = unicodedata.normalize("NFC", " ".join(text.split()))
+    return unicodedata.normalize("NFC", composed.upper())
 
 
 def split(text: str, ended: bool = True) -> list[str]:
