@@ -76,13 +76,8 @@ PATTERNS = (
     "the noun verb prep the noun",
     "adv name verb the noun",
 )
-COMMANDS = (
-    "call name",
-    "call name in the room",
-    "wake name at number number",
-    "set the room to number",
-    "play number times in the room",
-)
+COMMANDS = """call name, call name in the room, wake name at number number, set the room to number,
+    play number times in the room"""
 DIGITS = "zero one two three four five six seven eight nine"
 SLOTS = {"name": WORDS["name"], "room": "kitchen cellar attic garage", "number": DIGITS}
 ONSETS = "b d f g h j k l m n p r s t v w z ch sh th br dr fl gr kl pl sk sp st tr".split()
@@ -124,14 +119,9 @@ PARTS = {
         ("text",),
         slice(197, 312),
     ),
-    "commands": Part(
-        {"train": 45, "dev": 15, "test": 40},
-        {"train": 12, "dev": 6, "test": 6},
-        ("slots", "text"),
-        slice(197, 312),
-    ),
     "pretrain": Part({"train": 480}, {"train": 15}, ("text",), slice(312, None)),
 }
+PARTS["commands"] = PARTS["digits"]._replace(targets=("slots", "text"))
 
 
 class Planned(NamedTuple):
@@ -161,7 +151,7 @@ def digits(rng: np.random.Generator) -> str:
 
 def command(rng: np.random.Generator) -> str:
     """Two to six words, some of them a name, a room or a number."""
-    words = pick(rng, COMMANDS).split()
+    words = pick(rng, COMMANDS.split(", ")).split()
     return " ".join(pick(rng, SLOTS[w].split()) if w in SLOTS else w for w in words)
 
 

@@ -7,13 +7,12 @@ Source: s3prl downstream/ctc with snips.yaml. 109 classes: `<pad>` (the blank, 0
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from downstream.base import Labels, Task
-from downstream.tasks import asr, pr
-from upstream.common.errors import UserError, near_miss
+from downstream.tasks import pr
+from downstream.tasks.slots import MARK, join, normalised, split
 
 CHARACTERS = tuple(" ABCDEFGHIJKLMNOPQRSTUVWXYZ'")
 SLOTS = """album artist best_rating city condition_description condition_temperature country cuisine
@@ -22,42 +21,6 @@ SLOTS = """album artist best_rating city condition_description condition_tempera
     party_size_description party_size_number playlist playlist_owner poi rating_unit rating_value
     restaurant_name restaurant_type served_dish service sort spatial_relation state timeRange track
     year""".split()
-MARK = re.compile(r"([BE])-(\S+)")
-
-
-def normalised(text: str) -> str:
-    """Words like ASR's, single spaces, marks as they are."""
-    return " ".join(w if MARK.fullmatch(w) else asr.normalised(w) for w in text.split())
-
-
-def split(text: str, slots: Collection[str] | None = None, where: str = "") -> list[str]:
-    """`PLAY B-x IT E-x` -> P L A Y, space, B-x, I T, E-x: no space within the marks.
-
-    Raises UserError for a slot that is not closed, has no words, or is none of `slots`.
-    """
-    tokens: list[str] = []
-    slot = ""  # that is open
-    for word in text.split():
-        match = MARK.fullmatch(word)
-        mark, name = match.groups() if match else ("", "")
-        wrong = {"B": slot != "", "E": name != slot or tokens[-1:] == [f"B-{slot}"]}
-        if wrong.get(mark):
-            rule = "a slot is `B-x WORDS E-x`, and no other word may begin with B- or E-"
-            raise UserError(f"{word} is out of place in {text!r}: {rule}")
-        if mark == "B" and slots is not None and name not in slots:
-            raise UserError(f"slot {name!r} is {where}{near_miss(name, slots)}")
-        if mark != "E" and tokens and not tokens[-1].startswith("B-"):
-            tokens.append(" ")
-        tokens += [word] if mark else word
-        slot = {"B": name, "E": ""}.get(mark, slot)
-    if slot:
-        raise UserError(f"slot {slot!r} is not closed in {text!r}; write E-{slot} behind its words")
-    return tokens
-
-
-def join(tokens: Sequence[str]) -> str:
-    """Marked text: spaces within the marks, the others as they were heard."""
-    return "".join({"B-": f"{t} ", "E-": f" {t}"}.get(t[:2], t) for t in tokens)
 
 
 def labels(tokens: str, targets: Sequence[str]) -> Labels:

@@ -1,17 +1,57 @@
-"""How slot filling is scored: which slots were found, and how well what they hold was heard.
+"""Marked text, `PLAY B-artist ABBA E-artist`: as tokens, and how slot filling is scored.
 
-Source: s3prl downstream/ctc/metric.py (slot_type_f1, slot_value_cer).
+Sources: s3prl downstream/ctc/text.py (CharacterTextSlotEncoder) and metric.py (slot_type_f1: which
+slots were found; slot_value_cer: how well what they hold was heard).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 
 from downstream.base import Metric, Tally
+from downstream.tasks import asr
 from downstream.tasks.metrics import cer, error_rate, success_rate
+from upstream.common.errors import UserError, near_miss
 
+MARK = re.compile(r"([BE])-(\S+)")
 # as there, without an end of the word: `B-playlist X E-playlist_owner` is a playlist
 SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
+
+
+def normalised(text: str) -> str:
+    """Words like ASR's, single spaces, marks as they are."""
+    return " ".join(w if MARK.fullmatch(w) else asr.normalised(w) for w in text.split())
+
+
+def split(text: str, slots: Collection[str] | None = None, where: str = "") -> list[str]:
+    """`PLAY B-x IT E-x` -> P L A Y, space, B-x, I T, E-x: no space within the marks.
+
+    Raises UserError for a slot that is not closed, has no words, or is none of `slots`.
+    """
+    tokens: list[str] = []
+    slot = ""  # that is open
+    for word in text.split():
+        match = MARK.fullmatch(word)
+        mark, name = match.groups() if match else ("", "")
+        wrong = {"B": slot != "", "E": name != slot or tokens[-1:] == [f"B-{slot}"]}
+        if wrong.get(mark):
+            rule = "a slot is `B-x WORDS E-x`, and no other word may begin with B- or E-"
+            raise UserError(f"{word} is out of place in {text!r}: {rule}")
+        if mark == "B" and slots is not None and name not in slots:
+            raise UserError(f"slot {name!r} is {where}{near_miss(name, slots)}")
+        if mark != "E" and tokens and not tokens[-1].startswith("B-"):
+            tokens.append(" ")
+        tokens += [word] if mark else word
+        slot = {"B": name, "E": ""}.get(mark, slot)
+    if slot:
+        raise UserError(f"slot {slot!r} is not closed in {text!r}; write E-{slot} behind its words")
+    return tokens
+
+
+def join(tokens: Sequence[str]) -> str:
+    """Marked text: spaces within the marks, the others as they were heard."""
+    return "".join({"B-": f"{t} ", "E-": f" {t}"}.get(t[:2], t) for t in tokens)
 
 
 def values(text: str) -> dict[str, list[str]]:

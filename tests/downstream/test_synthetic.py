@@ -99,7 +99,7 @@ def test_commands_have_the_slots_that_their_words_tell() -> None:
     told = synthetic.slots("wake anna at one two")
     assert told == "WAKE B-name ANNA E-name AT B-number ONE TWO E-number"
     words = [word for slot in synthetic.SLOTS.values() for word in slot.split()]
-    outside = {w for c in synthetic.COMMANDS for w in c.split()} - set(synthetic.SLOTS)
+    outside = {*synthetic.COMMANDS.replace(",", "").split()} - set(synthetic.SLOTS)
     assert len(words) == len(set(words)) and not outside & set(words)
 
 

@@ -35,7 +35,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             wav(tmp_path / TRAIN / folder / f"{rng.randrange(16**8):08x}_nohash_0.wav")
     for name, length in (("pink_noise", 20.7), ("dude_miaowing", 12.0)):
         second(tmp_path / TRAIN / "_background_noise_" / f"{name}.wav", length)
-    for name in ("yes/0a7c2a8d_nohash_0", "_unknown_/bed_0a7c2a8d_nohash_1", "_silence_/noise_3"):
+    for name in ("yes/37fc5d97_nohash_0", "_unknown_/bed_37fc5d97_nohash_1.wav", "_silence_/1035"):
         wav(tmp_path / TEST / f"{name}.wav")
     words = Counter(map(speech_commands.subset, os.listdir(tmp_path / TRAIN / "yes")))
     words += Counter(map(speech_commands.subset, os.listdir(tmp_path / TRAIN / "bed")))
@@ -59,6 +59,12 @@ def test_the_split_of_words_is_s3prls(commands: Path, monkeypatch: pytest.Monkey
     assert ours == theirs and len(theirs) < 60 and len(dev) > 1, "some are test, some are dev"
 
 
+def test_the_rule_tests_on_the_speakers_of_the_test_archive() -> None:
+    names = """3ff840aa 95ba4996 d7467392 5ff3f9a1 412c675c 4f8ef132 b737ee80 37fc5d97 422d3197
+        4a0e2c16 0c40e715 8a325749 7dc95912 8625475c 7192fddc 9d171fee 8494fba8""".split()
+    assert {speech_commands.subset(f"{name}_nohash_0.wav") for name in names} == {"test"}
+
+
 def test_the_rule_keeps_a_speakers_takes_of_a_word_together() -> None:
     for name in ("0a7c2a8d", "00f0204f", "bed"):
         takes = {speech_commands.subset(f"{name}_nohash_{take}.wav") for take in range(9)}
@@ -74,9 +80,9 @@ def test_classes_speakers_and_silence(commands: Path) -> None:
     assert set(labels) == {"yes", "_unknown_", "_silence_"} and labels["_silence_"] == 32
     tested = [(e.target, e.speaker) for e in examples.values() if e.split == "test"]
     assert tested == [
-        ("_silence_", "_silence_/noise_3"),
-        ("_unknown_", "0a7c2a8d"),
-        ("yes", "0a7c2a8d"),
+        ("_silence_", "_silence_/1035"),
+        ("_unknown_", "37fc5d97"),
+        ("yes", "37fc5d97"),
     ]
     path = str(commands / TRAIN / "_background_noise_" / "pink_noise.wav")
     name, noise = "_background_noise_/pink_noise", "_background_noise_/pink_noise:{}"
@@ -101,7 +107,7 @@ def test_speech_commands_names_what_is_missing(commands: Path) -> None:
     (commands / TRAIN / "_background_noise_" / "pink_noise.wav").unlink()
     speech_commands.SIZES.clear()
     assert "1 noise files, 2 expected" in line()
-    (commands / TEST / "yes" / "0a7c2a8d_nohash_0.wav").unlink()
+    (commands / TEST / "yes" / "37fc5d97_nohash_0.wav").unlink()
     second(commands / TRAIN / "_background_noise_" / "pink_noise.wav")
     assert "2 utterances in test, 3 expected" in line()
 
