@@ -102,6 +102,8 @@ class Metric:
     better: Direction
     score: Callable[[Sequence[Any]], float]  # records of one fold -> per cent
     count: Callable[[str, str], Tally] | None = None  # (reference, hypothesis) of one utterance
+    # records -> the score of those that a mask keeps, to score often without some of them
+    kept: Callable[[Sequence[Any]], Callable[[Any], float]] | None = None
 
     def improves(self, score: float, best: float) -> bool:
         """Whether `score` is strictly better than `best`, or `best` is NaN: the first one."""

@@ -17,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from itertools import compress
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,8 +206,8 @@ def _sample(metric: Metric, records: Sequence[Record], clusters: Sequence[str]) 
         rest = 100 * errors / np.where(total > 1e-9 * whole[1], total, math.nan)
         without = rest if metric.better == "lower" else 100 - rest
     else:
-        parted = ([r for r in records if c not in r.clusters] for c in clusters)
-        without = np.array([_or_nan(score, part) for part in parted])
+        again = metric.kept(records) if metric.kept else lambda k: score([*compress(records, k)])
+        without = np.array([_or_nan(again, keep) for keep in _others(records, clusters)])
     return Sample(np.array([score(records)]), without[:, None])
 
 
@@ -233,9 +234,21 @@ def _rest(parts: Array) -> Array:
     return parts.sum() - parts
 
 
-def _or_nan(score: Callable[[Sequence[Record]], float], records: Sequence[Record]) -> float:
-    """NaN where these records have no score, such as an EER without impostors."""
+def _others(records: Sequence[Record], clusters: Sequence[str]) -> Iterator[NDArray[np.bool_]]:
+    """For each cluster a mask of the records without it."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        for cluster in record.clusters:
+            members[cluster].append(index)
+    for cluster in clusters:
+        keep = np.ones(len(records), dtype=bool)
+        keep[members[cluster]] = False
+        yield keep
+
+
+def _or_nan(score: Callable[[Any], float], kept: Any) -> float:
+    """NaN where what is kept has no score, such as an EER without impostors."""
     try:
-        return score(records)
+        return score(kept)
     except UserError:
         return math.nan

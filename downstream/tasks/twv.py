@@ -9,7 +9,7 @@ and that every query is tried on every document.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,26 +28,40 @@ BETA = C_FALSE_ALARM * (1 - P_TARGET) / (C_MISS * P_TARGET)
 SHARE, DOCUMENTS = 138 / 555, 12_492
 
 
-def maximum(trials: Sequence[Trial], share: float = 1.0, documents: int | None = None) -> float:
+def maximum(trials: Sequence[Trial], **scale: Any) -> float:
     """The highest TWV of any threshold, in per cent; 0 where accepting nothing is best.
 
-    Equal scores are accepted together. share: of the queries that these are, the rest is missed.
-    documents: how many each query could have been found in, if not only those of its trials.
-    Raises UserError unless some query has a true document.
+    Equal scores are accepted together. Raises UserError unless some query has a true document.
+    """
+    return of_kept(trials, **scale)(np.ones(len(trials), dtype=bool))
+
+
+def of_kept(
+    trials: Sequence[Trial], *, share: float = 1.0, documents: int | None = None
+) -> Callable[[NDArray[np.bool_]], float]:
+    """`maximum` as a function of which trials are kept, [N]; they are sorted once.
+
+    share: of the queries that these are, the rest is missed. documents: how many each query could
+    have been found in, if not only those of its trials.
     """
     number: dict[str, int] = {}
     query = np.array([number.setdefault(t.enrolment, len(number)) for t in trials])
     scores, labels = np.array([(t.score, t.label) for t in trials], dtype=float).T
     order = np.argsort(-scores, kind="stable")
     scores, labels, query = scores[order], labels[order], query[order]
-    true = np.bincount(query, labels)
-    if not true.any():
-        raise UserError("MTWV needs a query that is in a document; check the trials")
-    others = (documents or np.bincount(query)) - true
-    gains = np.where(labels == 1, _inverse(true)[query], -BETA * _inverse(others)[query])
-    value = np.cumsum(np.where(true[query] > 0, gains, 0)) / np.count_nonzero(true)
     last = np.append(np.diff(scores) != 0, True)
-    return float(100 * share * max(0.0, value[last].max()))
+
+    def score(keep: NDArray[np.bool_]) -> float:
+        keep = keep[order]
+        true = np.bincount(query, labels * keep)
+        if not true.any():
+            raise UserError("MTWV needs a query that is in a document; check the trials")
+        others = (documents or np.bincount(query, keep)) - true
+        gains = np.where(labels == 1, _inverse(true)[query], -BETA * _inverse(others)[query])
+        value = np.cumsum(gains * (keep & (true[query] > 0))) / np.count_nonzero(true)
+        return float(100 * share * max(0.0, value[last].max()))
+
+    return score
 
 
 def _inverse(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -55,5 +69,9 @@ def _inverse(counts: NDArray[Any]) -> NDArray[np.float64]:
     return np.divide(1, counts, where=counts > 0, out=np.zeros(len(counts)))
 
 
-MTWV = Metric("mtwv", "MTWV", "higher", maximum)
-SUPERB = Metric("mtwv_superb", "MTWV", "higher", partial(maximum, share=SHARE, documents=DOCUMENTS))
+ALL_LANGUAGES: dict[str, Any] = {"share": SHARE, "documents": DOCUMENTS}
+MTWV = Metric("mtwv", "MTWV", "higher", maximum, kept=of_kept)
+SUPERB = Metric(
+    "mtwv_superb", "MTWV", "higher",
+    partial(maximum, **ALL_LANGUAGES), kept=partial(of_kept, **ALL_LANGUAGES),
+)  # fmt: skip

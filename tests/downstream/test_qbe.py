@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+import benchmark
 from downstream.base import METRICS, TASKS, Item, Part, Trial
+from downstream.report.compare import compare
+from downstream.report.results import Cell, Score, load_results, save
+from downstream.report.table import show, summary
 from downstream.tasks import dtw, trials, twv
 from downstream.tasks.search import search
 from upstream.common.errors import UserError
@@ -245,3 +250,92 @@ def test_a_split_that_cannot_be_searched_is_one_line() -> None:
     with pytest.raises(UserError, match=r"q0: its target is no list of trials.*\"trials\": \[\]"):
         check([items[0]._replace(target="one"), *items[1:]])
     assert not TASKS["qbe"].labels("", []).unknown(items[0].target)
+
+
+def result(root: Path, upstream: str, metric: str, records: Sequence[Trial]) -> None:
+    """A finished cell of a task without a head."""
+    score = Score(
+        metric=metric, better=METRICS[metric].better, score=METRICS[metric].score(records), lr={},
+        dev={}, n=len(records), speakers=12, steps=0, seconds=1, device="cpu", versions={}, git={},
+        created="", recipe={},
+    )  # fmt: skip
+    cell = Cell(upstream, f"{upstream[0]}00000000000", "mine", metric, "ab" * 6, 0)
+    save(root, cell, score, records)
+
+
+def trials_of(seed: int, gap: float) -> list[Trial]:
+    """Of a dozen queries, each by a speaker of its own; what is true of them is always the same."""
+    noise = np.random.default_rng(seed).normal(size=(12, 40))
+    return [
+        Trial(f"q{q} d{d}", f"q{q}", f"d{d}", noise[q, d] + gap * true, true, f"s{q}")
+        for q in range(12)
+        for d in range(40)
+        for true in [int((3 * q + d) % 10 == 0)]
+    ]
+
+
+@pytest.mark.parametrize("metric", ["mtwv", "mtwv_superb", "eer"])
+def test_what_is_not_trained_is_compared_with_a_verdict(metric: str, tmp_path: Path) -> None:
+    for upstream, gap in (("good", 4.0), ("poor", 1.5), ("same", 4.0)):
+        result(tmp_path, upstream, metric, trials_of(0, gap))
+    results = load_results(tmp_path)
+    (row,) = compare("good", "poor", results).rows
+    assert row.verdict == "better" and row.clusters == 12 and row.p_holm < 0.05
+    assert row.difference == pytest.approx(row.score - row.reference_score)
+    assert abs(row.low + row.high - 2 * row.difference) < 1e-9
+    (row,) = compare("good", "same", results).rows
+    assert row.verdict == "no difference shown" and row.difference == 0
+    shown = show(summary(results, "mine", ["poor"]))
+    assert f"{METRICS[metric].label} {METRICS[metric].arrow}" in shown and "better" in shown
+    assert "12 speakers, 1 seeds" in shown and "withheld" not in shown
+
+
+def test_what_is_left_out_is_left_out() -> None:
+    records = made_up(1, digits=1)
+    again = twv.of_kept(records)
+    for q in range(6):
+        keep = np.array([t.enrolment != f"q{q}" for t in records])
+        rest = [t for t in records if t.enrolment != f"q{q}"]
+        assert again(keep) == pytest.approx(brute(rest)) == pytest.approx(twv.maximum(rest))
+    half = np.arange(len(records)) % 2 == 0  # of each query's trials some
+    assert again(half) == pytest.approx(brute(records[::2]))
+    with pytest.raises(UserError, match="a query that is in a document"):
+        again(np.array([t.enrolment == "q0" for t in records]))
+
+
+def test_from_audio_to_a_result(tmp_path: Path) -> None:
+    """Words of three tones, to be found in strings of words among noise."""
+    rng = np.random.default_rng(0)
+    words = [[300, 900, 1700], [1700, 500, 300], [700, 1300, 400], [1100, 300, 1900]]
+
+    def say(name: str, said: Sequence[int]) -> None:
+        parts = [rng.normal(0, 0.05, 2400)]
+        for word in said:
+            seconds = np.arange(1600 + int(rng.integers(400))) / 16_000
+            parts += [0.3 * np.sin(2 * np.pi * f * seconds) for f in words[word]]
+            parts.append(rng.normal(0, 0.05, 2400))
+        wav = np.concatenate(parts)
+        soundfile.write(tmp_path / name, wav + 0.01 * rng.standard_normal(len(wav)), 16_000)
+
+    rows = ["path\tsplit\ttrials"]
+    for part in ("dev", "test"):
+        documents = {f"{part}-d{k}": [k % 4, 3 - k // 2 % 4] for k in range(8)}
+        for name, said in documents.items():
+            say(f"{name}.wav", said)
+            rows.append(f"{name}.wav\t{part}\t{trials.write([])}")
+        for word in range(4):
+            say(f"{part}-q{word}.wav", [word])
+            true = trials.write((1, name) for name, said in documents.items() if word in said)
+            rows.append(f"{part}-q{word}.wav\t{part}\t{true}")
+    (tmp_path / "manifest.tsv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "find.yaml").write_text(
+        f"kind: task\ntask: qbe\ncorpus: {{name: manifest, root: {tmp_path}, target: trials}}\n"
+    )
+    words_of = ["--upstream", "fbank", "--suite", str(tmp_path / "mine"), "--device", "cpu"]
+    root = tmp_path / "r"
+    assert benchmark.main([*words_of, "--results", str(root), "--workers", "1"]) == 0
+    (found,) = load_results(root)
+    assert found.score.score > 50 and found.score.n == 32 and found.score.speakers == 4
+    assert found.score.chosen == {"": {"layer": 0, "mtwv": [pytest.approx(100, abs=50)]}}
+    assert found.summary.utterances == 32 and found.summary.unit == "speakers"
