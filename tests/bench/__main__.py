@@ -1,9 +1,10 @@
 """Speed against s3prl: the same upstream, audio, batches, steps and learning rates in one run.
 
 Times s3prl's own expert, heads and optimizer (a few micro-steps, scaled to 1,000 steps for each of
-five learning rates) and this project on SID, ER, PR and ASR with a HuBERT Base of random weights;
-prints the ratios, where the time goes and how far the limit is, and writes them to a file. On a
-machine with a GPU everything is measured there too. About 25 minutes on two cores.
+five learning rates) and this project on SID, ER, PR and ASR with a HuBERT Base of random weights,
+and where dtw-python is installed the search of QbE; prints the ratios, where the time goes and how
+far the limit is, and writes them to a file. On a machine with a GPU everything is measured there
+too. About 25 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def alone(what: str, act: Callable[..., Any], *args: Any) -> Any:
 
 def measure(setup: Setup) -> dict[str, Any]:
     """All raw figures of one device."""
-    from tests.bench import merge_side, our_side, plan_side, s3prl_side
+    from tests.bench import merge_side, our_side, plan_side, qbe_side, s3prl_side
 
     raw: dict[str, Any] = {"s3prl": {}, "ours": {}}
     alone(f"{setup.device}: weights", write_encoder, setup)
@@ -44,6 +45,7 @@ def measure(setup: Setup) -> dict[str, Any]:
         for side, act in (("s3prl", s3prl_side.measure), ("ours", our_side.measure)):
             raw[side][task] = alone(f"{setup.device}: {task}, {side}", act, setup, task)
     raw["plan"] = alone(f"{setup.device}: plan", plan_side.measure, setup)
+    raw["qbe"] = alone(f"{setup.device}: qbe", qbe_side.measure, setup)
     raw["merge"] = alone(f"{setup.device}: merge", merge_side.measure, setup)
     return raw
 

@@ -129,6 +129,14 @@ def _facts(raw: Raw) -> list[str]:
         side: max(figures["memory_gb"][place] for figures in raw[side].values())
         for side in ("s3prl", "ours")
     }
+    qbe = raw.get("qbe") or {}
+    searched = (
+        f"s3prl {_clock(qbe['s3prl_seconds'])}, here {_clock(qbe['our_seconds'])}, "
+        f"{qbe['s3prl_seconds'] / qbe['our_seconds']:.1f} times; scores differ by at most "
+        f"{qbe['difference']:.1g}"
+        if qbe
+        else "not measured: s3prl's needs `pip install dtw-python`"
+    )
     return [
         f"- encoder: {found['encoder']:.2f} times s3prl's speed per second of real audio "
         f"({found['encoder_alone']:.2f} utterance by utterance), "
@@ -139,6 +147,7 @@ def _facts(raw: Raw) -> list[str]:
         f"- peak memory: s3prl {held['s3prl']:.1f} GB, here {held['ours']:.1f} GB",
         f"- plan on {plan['files']:,} files: {plan['first_seconds']:.1f} s, "
         f"then {plan['second_seconds']:.1f} s",
+        f"- QbE, all pairs and layers of one split: {searched}",
         f"- merge: {merge['merge_seconds']:.2f} s, {found['merge']:.1f} times copying both files; "
         f"{merge['peak_mb'] - merge['before_mb']:.0f} MB of memory of its own",
     ]
