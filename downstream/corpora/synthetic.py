@@ -151,7 +151,7 @@ def digits(rng: np.random.Generator) -> str:
 
 def command(rng: np.random.Generator) -> str:
     """Two to six words, some of them a name, a room or a number."""
-    words = pick(rng, COMMANDS.split(", ")).split()
+    words = pick(rng, COMMANDS.split(",")).split()
     return " ".join(pick(rng, SLOTS[w].split()) if w in SLOTS else w for w in words)
 
 

@@ -17,7 +17,8 @@ from upstream.common.schema import bind
 
 
 @pytest.mark.parametrize(
-    "name", ["librispeech", "voxceleb1", "iemocap", "manifest", "kaldi", "lhotse"]
+    "name",
+    "librispeech voxceleb1 iemocap speech_commands fluent_speech_commands snips manifest kaldi lhotse".split(),
 )
 def test_a_signature_is_a_schema(name: str) -> None:
     root, target, *options = inspect.signature(CORPORA[name]).parameters.values()

@@ -92,15 +92,15 @@ def test_no_voice_serves_two_splits_of_disjoint_speakers(scale: float) -> None:
 
 
 def test_commands_have_the_slots_that_their_words_tell() -> None:
-    known = sf.labels(
-        "train", [synthetic.slots(item.line.text) for item in synthetic.plan("commands")]
-    )
+    texts = [item.line.text for item in synthetic.plan("commands")]
+    known = sf.labels("train", [synthetic.slots(text) for text in texts])
     assert {t[2:] for t in known.symbols if t[:2] == "B-"} == set(synthetic.SLOTS)
     told = synthetic.slots("wake anna at one two")
     assert told == "WAKE B-name ANNA E-name AT B-number ONE TWO E-number"
     words = [word for slot in synthetic.SLOTS.values() for word in slot.split()]
     outside = {*synthetic.COMMANDS.replace(",", "").split()} - set(synthetic.SLOTS)
     assert len(words) == len(set(words)) and not outside & set(words)
+    assert {word for text in texts for word in text.split()} == outside | set(words)
 
 
 def test_the_plan_depends_on_the_seed_alone() -> None:
