@@ -15,11 +15,11 @@ from downstream.corpora import iemocap, librispeech, voxceleb1
 from tests.corpora import fault, splits, wav
 from upstream.common.schema import bind
 
+READERS = """librispeech voxceleb1 iemocap speech_commands fluent_speech_commands snips
+    manifest kaldi lhotse"""
 
-@pytest.mark.parametrize(
-    "name",
-    "librispeech voxceleb1 iemocap speech_commands fluent_speech_commands snips manifest kaldi lhotse".split(),
-)
+
+@pytest.mark.parametrize("name", READERS.split())
 def test_a_signature_is_a_schema(name: str) -> None:
     root, target, *options = inspect.signature(CORPORA[name]).parameters.values()
     hints = get_type_hints(CORPORA[name])  # without bounds
