@@ -4,6 +4,9 @@ from downstream.base import CORPORA
 
 CORPORA.add("librispeech", "downstream.corpora.librispeech:read", "LibriSpeech in its own layout")
 CORPORA.add("voxceleb1", "downstream.corpora.voxceleb1:read", "VoxCeleb1 identification split")
+CORPORA.add(
+    "voxceleb1_trials", "downstream.corpora.voxceleb1_trials:read", "VoxCeleb1 verification"
+)
 CORPORA.add("iemocap", "downstream.corpora.iemocap:read", "IEMOCAP, 4 classes, 5 sessions")
 CORPORA.add("tedlium", "downstream.corpora.tedlium:read", "TED-LIUM 3, the first hours of it")
 CORPORA.add("speech_commands", "downstream.corpora.speech_commands:read", "Speech Commands v0.01")
@@ -18,3 +21,6 @@ CORPORA.add(
 CORPORA.add("quesst2014", "downstream.corpora.quesst2014:read", "QUESST 2014, spoken queries")
 CORPORA.add("strings", "downstream.corpora.strings:read", "spoken digits to search for in strings")
 CORPORA.add("synthetic", "downstream.corpora.synthetic:read", "speech that eSpeak NG makes here")
+CORPORA.add("librimix", "downstream.corpora.librimix:read", "Libri2Mix as folders of Kaldi's files")
+CORPORA.add("mixtures", "downstream.corpora.mixtures:read", "two speakers mixed from any manifest")
+CORPORA.add("paired", "downstream.corpora.pairs:read", "any manifest of speakers, trials by a rule")

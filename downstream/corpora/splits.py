@@ -74,9 +74,9 @@ def _rows(examples: Sequence[Example], shares: dict[str, float]) -> list[str]:
         groups[group].append(example)
     split_of: dict[str, str] = {}
     seen, given = 0, Counter[str]()
-    for group in sorted(groups, key=_hash):
+    for group in sorted(groups, key=hashed):
         # the group is in the hash, or every label would take its test rows from the same speakers
-        rest = sorted(groups[group], key=lambda e: (_hash(group + e.speaker), _hash(e.id)))
+        rest = sorted(groups[group], key=lambda e: (hashed(group + e.speaker), hashed(e.id)))
         size = len(rest)
         seen += size
         # the split that is furthest behind chooses first, or dev would starve beside test
@@ -94,7 +94,7 @@ def _rows(examples: Sequence[Example], shares: dict[str, float]) -> list[str]:
 
 def _speakers(examples: Sequence[Example], shares: dict[str, float]) -> list[str]:
     """Whole speakers, in the order of their hashes."""
-    speakers = sorted({example.speaker for example in examples}, key=_hash)
+    speakers = sorted({example.speaker for example in examples}, key=hashed)
     split_of = {}
     rest = iter(speakers)
     for name, share in shares.items():
@@ -113,7 +113,7 @@ def _folds(examples: Sequence[Example], folds: int) -> list[str]:
         raise UserError(f"`folds: {folds}` is not possible with {len(sizes)} speakers")
     filled = dict.fromkeys((f"fold{k}" for k in range(1, folds + 1)), 0)
     fold_of = {}
-    for speaker in sorted(sizes, key=lambda speaker: (-sizes[speaker], _hash(speaker))):
+    for speaker in sorted(sizes, key=lambda speaker: (-sizes[speaker], hashed(speaker))):
         fold_of[speaker] = min(filled, key=lambda fold: filled[fold])
         filled[fold_of[speaker]] += sizes[speaker]
     return [fold_of[example.speaker] for example in examples]
@@ -127,5 +127,6 @@ def _groups(examples: Sequence[Example]) -> list[str]:
     return [""] * len(examples)
 
 
-def _hash(name: str) -> str:
+def hashed(name: str) -> str:
+    """What to sort by for an order that is fixed and means nothing."""
     return hashlib.sha256(name.encode()).hexdigest()

@@ -30,7 +30,7 @@ def read(
     """
     require_folder(root, "root")
     source = _split_file(root, split_file)
-    homes = _speaker_folders(root)
+    homes = speaker_folders(root)
     examples = []
     for number, line in enumerate(read_text(source).splitlines(), 1):
         code, _, name = line.strip().partition(" ")
@@ -56,8 +56,8 @@ def _split_file(root: Path, given: str | None) -> Path:
     raise UserError(f"{root}: neither {' nor '.join(SPLIT_FILES)} is there; {cure}")
 
 
-def _speaker_folders(root: Path) -> dict[str, str]:
-    """Speaker -> the wav folder that holds that speaker."""
+def speaker_folders(root: Path) -> dict[str, str]:
+    """Speaker -> the wav folder that holds that speaker. Raises UserError if there is none."""
     homes = {}
     for folder in (root / name for name in WAV_FOLDERS):
         if folder.is_dir():
