@@ -142,7 +142,9 @@ def interval(sample: Sample) -> Interval:
     value = float(sample.whole.mean())
     moves = sample.without - sample.whole
     if clusters < 2 or not np.isfinite(moves).all():
-        reason = "one speaker or fold holds all: how far another would move the score is not known"
+        reason = (
+            "nothing to score without one speaker or fold: how far another moves it is not known"
+        )
         return Interval(value, reason=reason)
     shrink = (clusters - 1) / clusters
     mean_moves = moves.mean(1)

@@ -8,7 +8,7 @@ checkpoints, which the reader's option `dev_speakers: 0` repeats.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from downstream.base import AND, Item, Labels, Record, Task, Trial
@@ -31,6 +31,9 @@ class Verification(Task):
                 kinds.add(label)
         if kinds != {0, 1}:
             raise UserError("trials must be labelled 1 (the same speaker) and 0, some of each")
+
+    def say(self, output: Any, labels: Labels, chosen: Mapping[str, Any]) -> str:
+        raise UserError("verification compares two utterances: there is nothing to say of one")
 
     def records(
         self, items: Sequence[Item], outputs: Sequence[Any], labels: Labels

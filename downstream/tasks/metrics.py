@@ -51,12 +51,12 @@ def equal_error_rate(trials: Sequence[Trial]) -> float:
     The root of 1 - x - TPR(x), as s3prl's downstream/sv_voxceleb1 finds it. Raises UserError
     unless there are trials of both labels.
     """
+    if len({t.label for t in trials}) < 2:
+        raise UserError("EER needs trials of the same and of different speakers; check the labels")
     scores, labels = np.array([(t.score, t.label) for t in trials], dtype=float).T
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are accepted together
     hits, alarms = np.cumsum(labels[order])[last], np.cumsum(1 - labels[order])[last]
-    if not hits[-1] or not alarms[-1]:
-        raise UserError("EER needs trials of the same and of different speakers; check the labels")
     tpr, fpr = np.append(0, hits / hits[-1]), np.append(0, alarms / alarms[-1])
     gap = 1 - fpr - tpr  # falls from 1 to -1 along the curve
     end = int(np.argmax(gap <= 0))

@@ -8,53 +8,19 @@ step and the learning rate, there the frame accuracy does.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from downstream.base import Calibration, Item, Labels, Part, Record, Task
-from downstream.tasks.segments import cut, read, write
-from upstream.common.errors import UserError
+from downstream.tasks.segments import Speakers, cut, read, write
 
-__all__ = ["TASK", "cut", "read", "write"]
-
-THRESHOLDS, MEDIANS = (0.5, 0.4, 0.6, 0.3, 0.7), (1, 11)  # of equals the first is chosen
-
-
-class Speakers(Labels):
-    """Between who speaks when in seconds and in frames."""
-
-    def unknown(self, target: str) -> list[str]:
-        """Nothing is; UserError for more speakers than the head can tell apart."""
-        speakers = sorted({segment.speaker for segment in read(target)})
-        if len(speakers) > self.size:
-            fault = f"{len(speakers)} speakers ({', '.join(speakers[:3])}), {self.size} at most"
-            raise UserError(f"{fault}: leave the recording out, or take a part without the others")
-        return []
-
-    def encode(self, target: str) -> list[Any]:
-        """(speaker by number, first frame, frame after the last) of each segment."""
-        segments = read(target)
-        number = {who: k for k, who in enumerate(sorted({s.speaker for s in segments}))}
-        return [
-            (number[who], *(round(time * 16000 / (16000 * self.frame)) for time in (start, end)))
-            for who, start, end in segments
-        ]  # via samples, as in s3prl: 0.35 s is 17.5 frames of 0.02 s, which floats are not sure of
-
-    def decode(self, ids: Any) -> str:
-        """A target from [T, speakers] posteriors, or decisions of 0 and 1; times as in an RTTM."""
-        found = []
-        for who, active in zip(self.symbols, (np.asarray(ids) > 0.5).T):
-            changes = np.flatnonzero(np.diff(active, prepend=False, append=False))
-            times = [round(float(change) * self.frame, 2) for change in changes]
-            found += [(who, *ends) for ends in zip(times[::2], times[1::2]) if ends[0] < ends[1]]
-        return write(found)
+THRESHOLDS, MEDIANS = (0.5, 0.4, 0.6, 0.3, 0.7), (1, 11)  # frames; of equals the first is chosen
 
 
 class Diarization(Task):
-    """Posteriors are extended to the end of the audio, where the upstream has no frame of its own,
-    by repeating the last one (s3prl repeats its feature)."""
+    """Outputs are posteriors [T, speakers], once calibrated decisions of 0 and 1."""
 
     def excerpt(self, target: str, start: float, end: float) -> str:
         return write(cut(read(target), start, end))
@@ -62,40 +28,35 @@ class Diarization(Task):
     def records(
         self, items: Sequence[Item], outputs: Sequence[Any], labels: Labels
     ) -> list[Record]:
-        return super().records(items, [*map(_extended(labels), items, outputs)], labels)
+        """Where the audio goes on after the last frame, so does what was decided for it (s3prl
+        repeats the last frame of the features)."""
+        sizes = (int(round(item.seconds / labels.frame, 6)) for item in items)
+        missing = (max(0, size - len(x)) for size, x in zip(sizes, outputs))
+        whole = [np.pad(x, ((0, more), (0, 0)), "edge") for x, more in zip(outputs, missing)]
+        return super().records(items, whole, labels)
 
     def calibrate(self, part: Callable[[str], Part], labels: Labels) -> Calibration:
         """The threshold and the width of the median filter with the lowest DER on dev."""
-
-        def decide(
-            items: Sequence[Item], outputs: Sequence[Any], threshold: float, median: int
-        ) -> list[Any]:
-            from scipy.ndimage import median_filter  # 0.1 s
-
-            whole = map(_extended(labels), items, outputs)
-            hard = [(posteriors > threshold).astype(np.float32) for posteriors in whole]
-            return [median_filter(x, (median, 1), mode="constant") for x in hard]
-
         items, outputs = part("dev")
-        errors = {
-            (threshold, median): self.score(
-                self.records(items, decide(items, outputs, threshold, median), labels)
-            )[self.metrics[0]]
-            for median, threshold in itertools.product(MEDIANS, THRESHOLDS)
-        }
-        threshold, median = min(errors, key=errors.__getitem__)
-        chosen = {"threshold": threshold, "median": median, "dev": errors[threshold, median]}
-        return Calibration(chosen, lambda items, outputs: decide(items, outputs, threshold, median))
+        tried: list[dict[str, Any]] = []
+        for median, threshold in itertools.product(MEDIANS, THRESHOLDS):
+            chosen: dict[str, Any] = {"threshold": threshold, "median": median}
+            records = self.records(items, [decided(x, **chosen) for x in outputs], labels)
+            tried.append({**chosen, "dev": self.score(records)[self.metrics[0]]})
+        best = min(tried, key=lambda each: each["dev"])
+        return Calibration(best, lambda items, outputs: [decided(x, **best) for x in outputs])
+
+    def say(self, output: Any, labels: Labels, chosen: Mapping[str, Any]) -> str:
+        """Who speaks when: [["1", start, end], ...] in seconds."""
+        return labels.decode(decided(output, **chosen))
 
 
-def _extended(labels: Labels) -> Callable[[Item, Any], Any]:
-    """What makes [T, speakers] as many frames as the audio has."""
+def decided(posteriors: Any, threshold: float = 0.5, median: int = 1, **_: Any) -> Any:
+    """1 where a speaker speaks, else 0, of the majority of `median` frames around each."""
+    from scipy.ndimage import median_filter  # 0.1 s
 
-    def extended(item: Item, output: Any) -> Any:
-        missing = round(item.seconds / labels.frame, 6) // 1 - len(output)
-        return np.pad(output, ((0, max(0, int(missing))), (0, 0)), "edge")
-
-    return extended
+    hard = (posteriors > threshold).astype(np.float32)
+    return median_filter(hard, (median, 1), mode="constant")
 
 
 def labels(_tokens: str, _targets: Sequence[str]) -> Labels:

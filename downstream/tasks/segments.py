@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.base import Metric, Tally
+from downstream.base import Labels, Metric, Tally
 from downstream.tasks.metrics import error_rate
 from upstream.common.errors import UserError
+
+RATE = 16000  # samples a second
 
 
 class Segment(NamedTuple):
@@ -48,6 +50,37 @@ def cut(segments: Iterable[Segment], start: float, end: float) -> list[Segment]:
     """What is said between `start` and `end`, in seconds from `start`."""
     inside = [Segment(s.speaker, max(s.start, start), min(s.end, end)) for s in segments]
     return [Segment(s.speaker, s.start - start, s.end - start) for s in inside if s.start < s.end]
+
+
+class Speakers(Labels):
+    """Between who speaks when in seconds and in frames; symbols are what speakers are called."""
+
+    def unknown(self, target: str) -> list[str]:
+        """Nothing is; UserError for more speakers than the head can tell apart."""
+        speakers = sorted({segment.speaker for segment in read(target)})
+        if len(speakers) > self.size:
+            fault = f"{len(speakers)} speakers ({', '.join(speakers[:3])}), {self.size} at most"
+            raise UserError(f"{fault}: leave the recording out, or take a part without the others")
+        return []
+
+    def encode(self, target: str) -> list[Any]:
+        """(speaker by number, first frame, frame after the last) of each segment.
+
+        By way of samples, as in s3prl: 0.35 s are 17.5 frames of 0.02 s, which floats may miss.
+        """
+        said = read(target)
+        number = {who: k for k, who in enumerate(sorted({s.speaker for s in said}))}
+        hop = round(RATE * self.frame, 6)
+        return [(number[who], round(a * RATE / hop), round(b * RATE / hop)) for who, a, b in said]
+
+    def decode(self, ids: Any) -> str:
+        """A target from [T, speakers] posteriors or decisions of 0 and 1; times as in an RTTM."""
+        found = []
+        for who, active in zip(self.symbols, (np.asarray(ids) > 0.5).T):
+            changes = np.flatnonzero(np.diff(active, prepend=False, append=False))
+            times = [round(float(change) * self.frame, 2) for change in changes]
+            found += [(who, *ends) for ends in zip(times[::2], times[1::2]) if ends[0] < ends[1]]
+        return write(found)
 
 
 def diarization_errors(reference: str, hypothesis: str) -> Tally:
