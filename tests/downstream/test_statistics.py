@@ -220,7 +220,7 @@ def test_a_speaker_is_left_out_on_both_sides_of_a_trial() -> None:
 
 
 def test_trials_of_pairs_cover_what_one_side_does_not() -> None:
-    """EER of 13 %, 10 speakers: of 200 intervals of 95 %, 90 % cover; over enrolments alone 80 %."""
+    """EER 13 %, 10 speakers: of 200 95 % intervals 90 % cover; over enrolments alone 80 %."""
     truth = 100 * stats.norm.cdf(-1.1 / math.hypot(0.7, 0.7))
     covered = np.zeros(2)
     for seed in range(100):
