@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from downstream import recipe
 from downstream.base import Example
 from downstream.corpora import manifest, rttm
 from downstream.corpora.slots import marked
+from downstream.run.prepare import prepare
 from downstream.tasks import trials
 from tests.corpora import fault, wav
 from upstream.common.schema import bind
@@ -217,7 +220,7 @@ def test_training_rows_keep_their_target(folder: Path) -> None:
     change(folder, "\ton\tlight", "\t\tlight")
     file = put(folder, "t.txt", "1 audio/b audio/c")
     line = fault(read, folder, "a", trials=file, documents=True)
-    assert "m.tsv:2: the target of a training utterance is empty" in line
+    assert "m.tsv:2: this training utterance has no target" in line
 
 
 # turns ------------------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ def test_a_million_turns_in_seconds(folder: Path) -> None:
     (folder / "all.rttm").write_text(block * 20)
     started = time.process_time()
     read(folder, rttm="all.rttm")
-    assert time.process_time() - started < 3  # a fifth of a million lines
+    assert time.process_time() - started < 6  # 1.1 s for a fifth of a million lines
 
 
 # hostile files ----------------------------------------------------------------------------------
@@ -341,3 +344,48 @@ def test_a_wide_table_is_read_and_a_path_with_a_break_is_one_line(folder: Path) 
     assert "no column 'txt'" in fault(manifest.read, folder, "txt", file="wide.tsv")
     put(folder, "m.csv", "path,text,split", '"a\nb.wav",HI,train')
     assert r"a\nb.wav" in fault(manifest.read, folder, "text", file="m.csv")
+
+
+# what the tasks make of it ----------------------------------------------------------------------
+
+PAIRS = '{"trials": [[0, "audio/c"], [1, "audio/d"]]}'
+
+
+@pytest.mark.parametrize(
+    ("task", "corpus", "target"),
+    [
+        ("ic", {"target": ["a", "b"]}, "off ; light"),
+        ("sf", {"target": "text", "tags": "tags"}, "B-t X Y E-t"),
+        ("asv", {"target": "who", "trials": ["t.txt", "u.txt"]}, PAIRS),
+        ("qbe", {"trials": ["t.txt", "u.txt"], "documents": True}, PAIRS),
+        ("sd", {"rttm": "all.rttm", "start": "from", "end": "to"}, '[["b", 0.0, 0.004]]'),
+    ],
+)
+def test_every_task_understands_its_targets(
+    folder: Path, task: str, corpus: dict[str, Any], target: str
+) -> None:
+    rows = [ROWS[0]]
+    rows += ["audio/a.wav|s1|train|||play it x y|O B-t O O|off|light|de"] * (task != "qbe")
+    rows += ["audio/b.wav|s2|dev|||x y|t t|off|light|de"]
+    rows += [
+        "audio/c.wav|s2|dev|||play|O|off|light|fr",
+        "audio/d.wav|s3|dev|||x|t|off|light|fr",
+    ]
+    rows += [f"audio/{name}.wav|s4|test|||x|O|off|light|fr" for name in "efg"]
+    put(folder, "m.tsv", *(row.replace("|", "\t") for row in rows))
+    put(folder, "t.txt", "0 audio/b audio/c", "1 audio/b audio/d.wav")
+    put(folder, "u.txt", "audio/e audio/f target", "audio/e audio/g nontarget")
+    put(folder, "all.rttm", speaker("b", 0, 0.004, "b"), speaker("d", 0.001, 0.004, "b"))
+    content: dict[str, Any] = {"kind": "task", "task": task}
+    content["corpus"] = {
+        "name": "manifest", "root": str(folder), "file": "m.tsv", "speaker": "who",
+        "group": "lang", **corpus,
+    }  # fmt: skip
+    if task != "qbe":
+        content["train"] = {"steps": 1, "batch": 1, "lr": [0.1], "eval_every": 1}
+    (folder / "task.yaml").write_text(yaml.safe_dump(content))
+    prepared = prepare(recipe.load(folder / "task.yaml"), folder / "results")
+    chosen = {item.id: item for item in prepared.items}
+    item = chosen["audio/b"]
+    assert item.target == target and item.group == "de"
+    assert not prepared.warnings
