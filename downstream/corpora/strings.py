@@ -22,6 +22,7 @@ from downstream.tasks import trials
 from upstream import audio
 from upstream.base import SAMPLE_RATE
 from upstream.common import disk
+from upstream.common.errors import UserError
 from upstream.common.schema import Natural, Positive, expand
 
 VERSION = 1  # raise it when the same plan would sound different
@@ -45,9 +46,15 @@ def read(
     """
     folder = require_folder(expand(source, "corpus: source"), "source")
     spoken: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    table = read_text(folder / "manifest.tsv").splitlines()
-    for row in csv.DictReader(table, delimiter="\t"):
+    table = folder / "manifest.tsv"
+    for row in csv.DictReader(read_text(table).splitlines(), delimiter="\t"):
+        if not {"file", "digit", "speaker"} <= row.keys():
+            raise UserError(f"{table}: must have the columns file, digit and speaker")
         spoken[row["speaker"]][row["digit"]].append(row["file"])
+    fewest = min((len(files) for each in spoken.values() for files in each.values()), default=0)
+    if fewest <= queries:
+        fault = f"{fewest} recordings of a digit by a speaker, more than {queries} are needed"
+        raise UserError(f"{table}: {fault}; see `queries` in the recipe")
     names = sorted(spoken)
     rng = np.random.default_rng(seed)
     plan = []

@@ -149,11 +149,11 @@ def overall(a: Tasks, called: Labels, b: Tasks | None = None) -> list[Row]:
         shared = {v: a[v] for v in a if v.suite == suite and (b is None or v in b)}
         for constants, tasks in superb.complete(shared).items():
             sides = [{task: side[v] for task, v in tasks.items()} for side in (a, b) if side]
-            groups = [group for side in sides for group in side.values()]
+            groups = [group for side in sides for group in side.values() if group[0].score.lr]
             seeds = set.intersection(*({r.cell.seed for r in group} for group in groups))
             heads = [
                 {
-                    task: [r.summary for r in group if r.cell.seed in seeds]
+                    task: [r.summary for r in group if r.cell.seed in seeds or not r.score.lr]
                     for task, group in side.items()
                 }
                 for side in sides

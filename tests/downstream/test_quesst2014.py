@@ -112,3 +112,9 @@ def test_strings_hold_what_their_trials_say(digits: Path, tmp_path: Path) -> Non
     assert len(kept) == 7, "only the one that was missing is written again"
     assert strings.read(root, "trials", **{**options, "seed": 1}) != examples
     assert "no such folder" in fault(strings.read, root, "trials", source=str(tmp_path / "no"))
+    options["queries"] = 3
+    assert "3 recordings of a digit by a speaker, more than 3" in fault(
+        strings.read, root, "trials", **options
+    )
+    (digits / "manifest.tsv").write_text("path\tdigit\nx.wav\t1\n")
+    assert "must have the columns" in fault(strings.read, root, "trials", **options)
