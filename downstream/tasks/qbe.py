@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from downstream.base import Calibration, Item, Labels, Part, Record, Task, Trial
+from downstream.base import AND, Calibration, Item, Labels, Part, Record, Task, Trial
 from downstream.tasks import trials
 from downstream.tasks.search import search
 from upstream.common.errors import UserError, near_miss
@@ -50,14 +50,18 @@ class Search(Task):
     def records(
         self, items: Sequence[Item], outputs: Sequence[dict[str, float]], labels: Labels
     ) -> list[Record]:
-        """A Trial per query and document. Its cluster is the query's speaker; where a corpus does
-        not name speakers (QUESST 2014), the query itself, which is what TWV averages over."""
+        """A Trial per query and document, of the query's and the document's speakers.
+
+        A document whose speaker has no name but its own is nobody's: in QUESST 2014, which names
+        none, the cluster is the query, what TWV averages over.
+        """
+        named = {item.id: item.speaker for item in items if item.speaker != item.id}
         found: list[Record] = []
         for item, scores in zip(items, outputs, strict=True):
             true = {other for label, other in trials.read(item.target) or () if label}
-            for document, score in scores.items():
-                pair, same = f"{item.id} {document}", int(document in true)
-                said = Trial(pair, item.id, document, score, same, item.speaker)
+            for name, score in scores.items():
+                who = AND.join(sorted({item.speaker, named.get(name, item.speaker)}))
+                said = Trial(f"{item.id} {name}", item.id, name, score, int(name in true), who)
                 found.append(said._replace(group=item.group))
         return found
 

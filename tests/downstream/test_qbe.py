@@ -231,7 +231,9 @@ def test_the_layer_is_chosen_on_dev_and_used_on_test() -> None:
     assert first < 60 < second
     outputs = settled.use(*test.part)
     records = task.records(test.items, outputs, labels)
-    assert len(records) == 6 * 8 and {r.speaker for r in records} == {"s0", "s1"}
+    assert len(records) == 6 * 8 and {r.speaker for r in records} == {"s0 + t", "s1 + t"}
+    nobody = [i._replace(speaker=i.id) if i.id[0] == "d" else i for i in test.items]
+    assert {r.speaker for r in task.records(nobody, outputs, labels)} == {"s0", "s1"}
     assert sum(r.label for r in records) == 6 and records[0].id == "q0 d0"
     assert task.score(records)["mtwv"] > 60
     alone = next(search(test.items, test.outputs, 1))
