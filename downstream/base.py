@@ -253,9 +253,9 @@ Reader = Callable[..., Iterable[Example]]
 CORPORA: Registry[Reader] = Registry("corpus")
 
 HEADS: Registry[Callable[..., Head]] = Registry("head")
-HEADS.add("utterance", "downstream.tasks.heads:Utterance", "projection, mean, linear (SID, ER)")
+HEADS.add("utterance", "downstream.tasks.heads:Utterance", "linear, mean, linear (SID, ER, KS, IC)")
 HEADS.add("frame_ctc", "downstream.tasks.heads:FrameCTC", "two linear layers on every frame (PR)")
-HEADS.add("recurrent_ctc", "downstream.tasks.heads:RecurrentCTC", "projection and BiLSTMs (ASR)")
+HEADS.add("recurrent_ctc", "downstream.tasks.heads:RecurrentCTC", "linear, BiLSTMs (ASR, SF)")
 HEADS.add("xvector", "downstream.tasks.xvector:XVector", "TDNN, statistics, AM-softmax (ASV)")
 HEADS.add("recurrent_pit", "downstream.tasks.pit:RecurrentPIT", "an LSTM for two speakers (SD)")
 
