@@ -26,14 +26,15 @@ def read_text(path: Path) -> str:
 
 def require_folder(path: Path, option: str) -> Path:
     """`path` if it is a folder, else UserError that names the option to change."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         raise UserError(f"{path}: no such folder{_beside(path)}; see `{option}` in the recipe")
     return path
 
 
 def _beside(path: Path) -> str:
     """What may have been meant by a path that is not there; nothing among many audio files."""
-    names = os.listdir(path.parent) if path.parent.is_dir() and not path.exists() else []
+    there = os.path.isdir(path.parent) and not os.path.exists(path)
+    names = os.listdir(path.parent) if there else []
     return near_miss(path.name, names) if len(names) < 20 else ""
 
 

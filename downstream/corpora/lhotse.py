@@ -83,7 +83,7 @@ def _utterance(
             cure = "save its audio with CutSet.save_audios, whose cuts are plain"
             raise UserError(f"{where}: a {kind!s:.40} is not one piece of one file; {cure}")
         recording = cut["recording"]
-        path = _file(recording, where)
+        name, path = str(recording["id"]), _file(recording, where)
         start, end = float(cut["start"]), float(cut["start"]) + float(cut["duration"])
         if not 0 <= start < end < math.inf:
             raise UserError(f"{where}: the cut lasts from {start:g} to {end:g} s")
@@ -100,7 +100,7 @@ def _utterance(
                 if target == "turns"
                 else _field(supervisions, target, end - start, where)
             ),
-            speaker=str(said.get("speaker") or recording["id"]),
+            speaker=str(said.get("speaker") or name),
             split=split,
             group=_field(supervisions, group, end - start, where) if group else "",
         )
@@ -110,7 +110,7 @@ def _utterance(
         if isinstance(error, UserError):
             raise
         raise UserError(f"{where}: not a cut of Lhotse ({error!s:.100})") from error
-    return Utterance(example, where, str(recording["id"]))
+    return Utterance(example, where, name)
 
 
 def _file(recording: dict[str, Any], where: str) -> str:

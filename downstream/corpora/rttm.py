@@ -30,7 +30,7 @@ def with_turns(listed: Sequence[Utterance], source: Path) -> list[Example]:
     which is named by an utterance's id, or by its path or file name without suffix. Turns of one
     speaker that touch are one; an utterance without turns is silence. Raises UserError.
     """
-    if source.is_dir():
+    if os.path.isdir(source):
         files = sorted(source.glob("*.rttm"))
         if not files:
             raise UserError(f"{source}: holds no *.rttm")

@@ -40,7 +40,7 @@ class Columns:
         """The columns without which a row says nothing."""
         target = self.target if self.labelled else ()
         names = (self.path, *target, self.id, self.split, self.speaker, self.group, self.tags)
-        return list(dict.fromkeys(filter(None, names)))
+        return [name for name in dict.fromkeys(names) if name is not None]
 
 
 class Utterance(NamedTuple):
@@ -56,7 +56,7 @@ def utterances(
 ) -> list[Utterance]:
     """One utterance per row; paths are relative to `folder`. Raises UserError, with its line."""
     for name in (*use.filled, *use.target, use.start, use.end):
-        if name:
+        if name is not None:
             require(name, columns, source)
     listed: list[Utterance] = []
     ids: dict[str, Row] = {}

@@ -21,7 +21,10 @@ def wer(reference: str, hypothesis: str) -> Tally:
 
 
 def cer(reference: str, hypothesis: str) -> Tally:
-    """Character errors: edit distance between the strings, spaces included."""
+    """Character errors: edit distance between the strings, spaces included.
+
+    A character is a code point of NFC: vowel signs of Thai or Arabic count like letters.
+    """
     return _edits(reference, hypothesis)
 
 

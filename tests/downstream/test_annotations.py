@@ -21,6 +21,7 @@ from downstream.corpora.slots import marked
 from downstream.run.prepare import prepare
 from downstream.tasks import trials
 from tests.corpora import fault, wav
+from upstream.common.errors import UserError
 from upstream.common.schema import bind
 
 ROWS = ["path|who|split|from|to|text|tags|a|b|lang"]
@@ -389,3 +390,32 @@ def test_every_task_understands_its_targets(
     item = chosen["audio/b"]
     assert item.target == target and item.group == "de"
     assert not prepared.warnings
+
+
+@pytest.mark.parametrize(
+    "key", ["target", "path", "id", "group", "tags", "trials", "rttm", "split"]
+)
+def test_any_option_may_be_nonsense(folder: Path, key: str) -> None:
+    values: list[Any] = [
+        None,
+        True,
+        -1,
+        "",
+        "x",
+        "..",
+        "/",
+        "\0",
+        "\ud800",
+        "é" * 300,
+        [],
+        [""],
+        {},
+    ]
+    values += ["text", ["text", "a"], ["text", "text"], "path", "m.tsv", ["m.tsv"]]
+    for value in values:
+        for more in ({}, {"target": None}):
+            options = {"target": "text", **more, key: value}
+            try:
+                read(folder, **options)
+            except UserError as error:
+                assert "\n" not in str(error) and len(str(error)) < 1500, value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from downstream.base import Example
 from downstream.corpora import kaldi, lhotse
 from downstream.tasks import trials
 from tests.corpora import fault, wav
+from upstream.common.errors import UserError
 
 # Kaldi ------------------------------------------------------------------------------------------
 
@@ -228,3 +229,41 @@ def test_hostile_cuts(cuts: Path, content: bytes | None, part: str) -> None:
 def test_cuts_of_one_id(cuts: Path) -> None:
     write(cuts, cut("r1"), cut("r1"))
     assert "cuts_train.jsonl.gz:2: id 'r1-0' is already at" in fault(read, cuts, "text")
+
+
+def places(content: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where the values of nested dicts and lists stand."""
+    if isinstance(content, (dict, list)):
+        for key in content if isinstance(content, dict) else range(len(content)):
+            yield (*above, key)
+            yield from places(content[key], (*above, key))
+
+
+@pytest.mark.parametrize("target", ["text", "turns"])
+def test_any_value_of_a_cut_may_be_wrong(cuts: Path, target: str) -> None:
+    whole = json.dumps(cut("r1"))
+    for place in places(json.loads(whole)):
+        for value in (
+            None,
+            True,
+            -1,
+            10**30,
+            float("nan"),
+            "",
+            "\0",
+            "\ud800",
+            [],
+            {},
+            [[]],
+            "é" * 300,
+        ):
+            content = json.loads(whole)
+            inner = content
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = value
+            (cuts / "odd.jsonl").write_text(json.dumps(content))
+            try:
+                read(cuts, target, train="odd.jsonl", group="language")
+            except UserError as error:
+                assert "\n" not in str(error) and len(str(error)) < 1500, (place, value)
