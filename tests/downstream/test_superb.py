@@ -173,7 +173,7 @@ def quesst2014(root: Path) -> None:
 
 CORPORA: dict[str, Callable[[Path], None]] = {
     "LIBRISPEECH": librispeech, "SPEECH_COMMANDS": speech_commands, "FLUENT": fluent,
-    "SNIPS": snips, "VOXCELEB1": voxceleb1, "LIBRIMIX": librimix, "IEMOCAP": iemocap,
+    "SNIPS": snips, "VOXCELEB1": voxceleb1, "LIBRI2MIX": librimix, "IEMOCAP": iemocap,
     "QUESST2014": quesst2014,
 }  # fmt: skip
 TASKS = "pr asr ks qbe sid asv sd er ic sf".split()
