@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from downstream.base import Calibration, Item, Labels, Part, Record, Task
-from downstream.tasks.segments import Speakers, cut, read, write
+from downstream.tasks.segments import Speakers, cut, read, require_inside, write
 
 THRESHOLDS, MEDIANS = (0.5, 0.4, 0.6, 0.3, 0.7), (1, 11)  # frames; of equals the first is chosen
 
@@ -24,6 +24,9 @@ class Diarization(Task):
 
     def excerpt(self, target: str, start: float, end: float) -> str:
         return write(cut(read(target), start, end))
+
+    def check(self, items: Sequence[Item]) -> None:
+        require_inside(items)
 
     def records(
         self, items: Sequence[Item], outputs: Sequence[Any], labels: Labels

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.base import Labels, Metric, Tally
+from downstream.base import Item, Labels, Metric, Tally
 from downstream.tasks.metrics import error_rate
 from upstream.common.errors import UserError
 
 RATE = 16000  # samples a second
+BEYOND = 0.5  # seconds; times are often rounded up a little past the end of the audio
 
 
 class Segment(NamedTuple):
@@ -81,6 +82,15 @@ class Speakers(Labels):
             times = [round(float(change) * self.frame, 2) for change in changes]
             found += [(who, *ends) for ends in zip(times[::2], times[1::2]) if ends[0] < ends[1]]
         return write(found)
+
+
+def require_inside(items: Iterable[Item]) -> None:
+    """Raises UserError for speech behind the end of the audio, which nobody could find there."""
+    for item in items:
+        last = max((segment.end for segment in read(item.target)), default=0.0)
+        if last > item.seconds + BEYOND:
+            fault = f"speech until {last:g} s in {item.seconds:.2f} s of audio"
+            raise UserError(f"{item.id}: {fault}; are these the times of another recording?")
 
 
 def diarization_errors(reference: str, hypothesis: str) -> Tally:

@@ -349,6 +349,7 @@ def test_a_wide_table_is_read_and_a_path_with_a_break_is_one_line(folder: Path) 
 
 # what the tasks make of it ----------------------------------------------------------------------
 
+SPLITS = ("train", "dev", "test")
 PAIRS = '{"trials": [[0, "audio/c"], [1, "audio/d"]]}'
 
 
@@ -419,3 +420,17 @@ def test_any_option_may_be_nonsense(folder: Path, key: str) -> None:
                 read(folder, **options)
             except UserError as error:
                 assert "\n" not in str(error) and len(str(error)) < 1500, value
+
+
+def test_turns_behind_the_end_of_the_audio_are_another_recordings(folder: Path) -> None:
+    put(folder, "m.tsv", "path\tsplit", *(f"audio/{x}.wav\t{s}" for x, s in zip("abc", SPLITS)))
+    corpus = {"name": "manifest", "root": str(folder), "file": "m.tsv", "rttm": "all.rttm"}
+    train = {"steps": 1, "batch": 1, "lr": [0.1], "eval_every": 1}
+    content = {"kind": "task", "task": "sd", "corpus": corpus, "train": train}
+    (folder / "task.yaml").write_text(yaml.safe_dump(content))
+    turns = [speaker(name, 0, 0.01, "x") for name in "abc"]
+    put(folder, "all.rttm", *turns, speaker("c", 0, 0.4, "x"))
+    prepare(recipe.load(folder / "task.yaml"), folder / "results")
+    put(folder, "all.rttm", *turns, speaker("c", 7, 2, "x"))
+    line = fault(prepare, recipe.load(folder / "task.yaml"), folder / "results")
+    assert "test: audio/c: speech until 9 s in 0.01 s of audio" in line
