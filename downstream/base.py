@@ -201,6 +201,10 @@ class Task:
         """The target of a crop, `start` to `end` in seconds: usually that of the whole."""
         return target
 
+    def admits(self, metric: Metric) -> bool:
+        """Whether a metric that a recipe names can score the records: here it compares texts."""
+        return metric.count is not None
+
     def check(self, items: Sequence[Item]) -> None:
         """Before any training: whether `records` can be made of a whole split, dev or test.
 

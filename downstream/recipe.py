@@ -153,7 +153,9 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     reader = named(CORPORA, options.pop("name", None), f"{path}: corpus: name")
     bind(reader, options, f"{path}: corpus", given=("results",))
     for name in recipe.metric:
-        named(METRICS, name, f"{path}: metric")
+        if not task.admits(named(METRICS, name, f"{path}: metric")):
+            fault = f"{name!r} cannot score task {recipe.task!r}"
+            raise UserError(f"{path}: metric: {fault}, which has {', '.join(task.metrics)}")
     if task.head or recipe.head:
         recipe.head_constructor()
     if bool(task.head) != bool(recipe.train):

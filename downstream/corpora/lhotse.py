@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from downstream.base import Example
+from downstream.base import AND, Example
 from downstream.corpora import rttm
 from downstream.corpora.utterances import Utterance, of_splits, require_audio
 from downstream.tasks.segments import write
@@ -35,8 +35,8 @@ def read(
 
     `target` is a field of a cut's one supervision: text, speaker, language, gender or one of its
     `custom` fields, and so is `group`; or `turns`: who speaks when, of all supervisions (SD). The
-    speaker is the supervision's, or the recording where it names none. Audio must be whole files of
-    one channel without transforms, MonoCuts in Lhotse's words; relative paths are relative to
+    speaker is the supervisions' or, where they name none, the recording. Audio must be whole files
+    of one channel without transforms, MonoCuts in Lhotse's words; relative paths are relative to
     `root`. A split that is null is left out. Raises UserError, with the line.
     """
     parts = {"train": train, "dev": dev, "test": test}
@@ -89,7 +89,7 @@ def _utterance(
             raise UserError(f"{where}: the cut lasts from {start:g} to {end:g} s")
         whole = start == 0 and end >= float(recording["duration"])
         supervisions = list(cut["supervisions"])
-        said = supervisions[0] if len(supervisions) == 1 else {}
+        speakers = sorted({str(s["speaker"]) for s in supervisions if s.get("speaker")})
         example = Example(
             id=str(cut["id"]),
             path=str(root / path),
@@ -100,7 +100,7 @@ def _utterance(
                 if target == "turns"
                 else _field(supervisions, target, end - start, where)
             ),
-            speaker=str(said.get("speaker") or name),
+            speaker=AND.join(speakers) or name,
             split=split,
             group=_field(supervisions, group, end - start, where) if group else "",
         )

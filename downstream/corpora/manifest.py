@@ -44,7 +44,7 @@ def read(
     `split`, `start`, `end` and `group` are names of columns: paths relative to the table's folder,
     times in seconds, the group (language, accent, microphone) that scores are also given for. The
     usual id is the path without its suffix (and the part). Without a column "speaker" each
-    utterance is a speaker of its own.
+    utterance is a speaker of its own, or with `rttm` its speakers are those of the turns.
 
     What a task learns may also be several columns, `target: [action, object, location]` (IC), or
     - a transcript with `tags`, a column of one slot tag per word (SF): `O B-artist I-artist`, or

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from downstream.base import Example
+from downstream.base import AND, Example
 from downstream.corpora.common import read_text
 from downstream.corpora.utterances import Utterance, seconds
 from downstream.tasks.segments import write
@@ -28,7 +28,8 @@ def with_turns(listed: Sequence[Utterance], source: Path) -> list[Example]:
 
     source: an RTTM file, or a folder of *.rttm; times count from the beginning of the recording,
     which is named by an utterance's id, or by its path or file name without suffix. Turns of one
-    speaker that touch are one; an utterance without turns is silence. Raises UserError.
+    speaker that touch are one; an utterance without turns is silence. Where the table names no
+    speaker, those of the turns are the example's, for its score rests on them. Raises UserError.
     """
     if os.path.isdir(source):
         files = sorted(source.glob("*.rttm"))
@@ -39,10 +40,13 @@ def with_turns(listed: Sequence[Utterance], source: Path) -> list[Example]:
     recordings = {name: merged(turns) for name, turns in _recordings(files).items()}
     wanted = [_called(utterance, recordings) for utterance in listed]
     _require_matched(listed, wanted, recordings, source)
-    return [
-        example._replace(target=write(within(recordings.get(name, {}), example.start, example.end)))
-        for (example, _, _), name in zip(listed, wanted)
-    ]
+    examples = []
+    for (example, _, _), name in zip(listed, wanted):
+        turns = within(recordings.get(name, {}), example.start, example.end)
+        if turns and example.speaker == example.id:
+            example = example._replace(speaker=AND.join(sorted({who for who, _, _ in turns})))
+        examples.append(example._replace(target=write(turns)))
+    return examples
 
 
 def merged(turns: Iterable[Turn]) -> Spans:

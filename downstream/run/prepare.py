@@ -215,15 +215,15 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
     """A warning, if any. Raises UserError for a target that the labels cannot express at all."""
     unknown: dict[int, list[str]] = {}
     for fold, split in prepared.splits.items():
-        labels = prepared.labels(fold)
-        for i in sorted({i for indices in split.values() for i in indices}):
-            try:
-                symbols = labels.unknown(prepared.targets[i])
-            except UserError as error:
+        where = prepared.recipe.path
+        try:
+            labels = prepared.labels(fold)
+            for i in sorted({i for indices in split.values() for i in indices}):
                 where = f"{prepared.recipe.path}: {prepared.items[i].id}"
-                raise UserError(f"{where}: {error}") from error
-            if symbols:
-                unknown[i] = symbols
+                if symbols := labels.unknown(prepared.targets[i]):
+                    unknown[i] = symbols
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     counts = Counter(itertools.chain(*unknown.values()))
     most = ", ".join(f"{symbol} ({count})" for symbol, count in counts.most_common(8))
     advice = "; `tokens: train` takes them from the training targets"

@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from downstream.base import AND, Item, Labels, Record, Task, Trial
+from downstream.base import AND, Item, Labels, Metric, Record, Task, Trial
 from downstream.tasks import trials
 from upstream.common.errors import UserError, near_miss
 
 
 class Verification(Task):
+    def admits(self, metric: Metric) -> bool:
+        return metric.count is None
+
     def check(self, items: Sequence[Item]) -> None:
         """What `records` will need: trials of both labels, between utterances that are there."""
         ids, kinds = {item.id for item in items}, set[int]()

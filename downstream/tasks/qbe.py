@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from downstream.base import AND, Calibration, Item, Labels, Part, Record, Task, Trial
+from downstream.base import AND, Calibration, Item, Labels, Metric, Part, Record, Task, Trial
 from downstream.tasks import trials
 from downstream.tasks.search import search
 from upstream.common.errors import UserError, near_miss
@@ -18,6 +18,9 @@ from upstream.common.errors import UserError, near_miss
 
 class Search(Task):
     """What `search` finds is what records are made of."""
+
+    def admits(self, metric: Metric) -> bool:
+        return metric.count is None
 
     def check(self, items: Sequence[Item]) -> None:
         """Every target is trials, with documents of the split; one of them is true."""

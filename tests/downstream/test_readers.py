@@ -158,7 +158,7 @@ def test_lhotse(cuts: Path) -> None:
     ]
     assert [e.target for e in read(cuts, "emotion")] == ["sad", "sad"]
     (turns,) = read(cuts, "turns", train=None, dev="cuts_dev.jsonl")
-    assert turns.speaker == "r3"
+    assert turns.speaker == "s1 + s2"
     assert json.loads(turns.target) == [["s1", 0.0, 0.002], ["s2", 0.008, 0.01]]
 
 

@@ -12,8 +12,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from downstream import recipe
 from downstream.base import AND, Example
-from downstream.corpora import librimix, mixtures, pairs, voxceleb1_trials
+from downstream.corpora import librimix, manifest, mixtures, pairs, voxceleb1_trials
 from downstream.tasks import trials
 from downstream.tasks.segments import read
 from tests.corpora import fault, splits
@@ -227,6 +228,41 @@ def test_mixtures_are_the_same_everywhere_and_finished_once(tmp_path: Path, voic
     assert mixed(tmp_path / "a", voices) == examples
     assert {e.path for e in mixed(tmp_path / "a", voices, seed=1)}.isdisjoint(before)
     assert "one speaker" in fault(mixed, tmp_path / "a", voices, dev=0.1)
+
+
+def test_a_recordings_speakers_are_those_of_its_rttm(tmp_path: Path) -> None:
+    """Its score rests on both: recordings are no independent sample of speakers."""
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(80000, np.float32), 16000)
+    (tmp_path / "manifest.tsv").write_text("path\tsplit\na.wav\ttest\nb.wav\ttest\n")
+    lines = [("a", 0, 2, "ann"), ("a", 1, 2, "bo"), ("b", 0, 2, "ann")]
+    rows = [f"SPEAKER {r} 1 {s} {n} <NA> <NA> {who} <NA> <NA>\n" for r, s, n, who in lines]
+    (tmp_path / "all.rttm").write_text("".join(rows))
+    examples = manifest.read(tmp_path, rttm="all.rttm")
+    assert [e.speaker for e in examples] == ["ann + bo", "ann"]
+    (tmp_path / "manifest.tsv").write_text("path\tsplit\twho\na.wav\ttest\tx\nb.wav\ttest\ty\n")
+    examples = manifest.read(tmp_path, rttm="all.rttm", speaker="who")
+    assert [e.speaker for e in examples] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "cure"),
+    [
+        ("asv", "wer", "eer"),
+        ("sd", "eer", "der"),
+        ("qbe", "accuracy", "mtwv"),
+        ("asr", "eer", "wer"),
+    ],
+)
+def test_a_metric_of_other_records_is_refused(
+    task: str, metric: str, cure: str, tmp_path: Path, tones: Path
+) -> None:
+    path = tmp_path / f"{task}.yaml"
+    train = "" if task == "qbe" else "train: {steps: 1, batch: 1, lr: [1.0e-2], eval_every: 1}\n"
+    corpus = f"corpus: {{name: manifest, root: {tones}, target: text}}\n"
+    path.write_text(f"kind: task\ntask: {task}\nmetric: [{metric}]\n{corpus}{train}")
+    line = fault(recipe.load, path)
+    assert f"metric: '{metric}' cannot score task '{task}', which has {cure}" in line
 
 
 def test_a_cell_of_verification(tmp_path: Path, voices: Path) -> None:
