@@ -12,12 +12,12 @@ CORPORA.add("tedlium", "downstream.corpora.tedlium:read", "TED-LIUM 3, the first
 CORPORA.add("speech_commands", "downstream.corpora.speech_commands:read", "Speech Commands v0.01")
 CORPORA.add("fluent_speech_commands", "downstream.corpora.fluent_speech_commands:read", "Fluent SC")
 CORPORA.add("snips", "downstream.corpora.snips:read", "Audio SNIPS, 16 voices")
-CORPORA.add("manifest", "downstream.corpora.manifest:read", "any corpus as CSV, TSV or JSONL")
+CORPORA.add(
+    "manifest", "downstream.corpora.manifest:read", "your own: CSV, TSV, JSONL; trials, RTTM"
+)
 CORPORA.add("kaldi", "downstream.corpora.kaldi:read", "Kaldi data directories, one a split")
 CORPORA.add("lhotse", "downstream.corpora.lhotse:read", "Lhotse cuts, one .jsonl(.gz) a split")
-CORPORA.add(
-    "hf_datasets", "downstream.corpora.hf_datasets:read", "save_to_disk and Parquet folders"
-)
+CORPORA.add("hf_datasets", "downstream.corpora.hf_datasets:read", "HF datasets on disk, Parquet")
 CORPORA.add("quesst2014", "downstream.corpora.quesst2014:read", "QUESST 2014, spoken queries")
 CORPORA.add("strings", "downstream.corpora.strings:read", "spoken digits to search for in strings")
 CORPORA.add("synthetic", "downstream.corpora.synthetic:read", "speech that eSpeak NG makes here")
