@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from downstream.base import Metric, Record
+from downstream.base import Item, Metric
 from downstream.run.train import Stream
 from downstream.tasks.heads import Head
 from downstream.tasks.specaug import specaug
@@ -46,7 +46,8 @@ class TaskObjective:
         recipe, encoder, self.prepared = plan.recipe, plan.encoder, plan.prepared
         self.specaug, self.heard, self.layer = recipe.specaug, plan.heard, recipe.layer
         self.task = self.prepared.recipe.kind_of_task()
-        self.metric, self.labels = self.task.metric, self.prepared.labels(plan.fold)
+        self.metric, frame = self.task.metric, encoder.stride / SAMPLE_RATE
+        self.labels = self.prepared.labels(plan.fold, frame)
         self.device = next(encoder.parameters()).device
         torch.manual_seed(recipe.seed)
         head = self.prepared.recipe.new_head(1, encoder.dim, self.labels, recipe.head)
@@ -71,12 +72,12 @@ class TaskObjective:
         return [self.prepared.items[i].id for i in self.stream[number]]
 
     def dev(self, encoder: Encoder) -> float:
-        records: list[Record] = []
+        items, outputs = list[Item](), list[Any]()
         for indices in self.dev_batches:
             x, lens = self._last_hidden(encoder, indices)
-            outputs = self.head.predict(self.head.body(x, lens), lens)
-            items = [self.prepared.items[i] for i in indices]
-            records += self.task.records(items, outputs, self.labels)
+            outputs += self.head.predict(self.head.body(x, lens), lens)
+            items += [self.prepared.items[i] for i in indices]
+        records = self.task.records(items, outputs, self.labels)  # trials are of a whole split
         return self.task.score(records)[self.metric.name]
 
     def _last_hidden(self, encoder: Encoder, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -392,3 +392,14 @@ def test_a_loss_that_is_no_number_names_its_utterances(
     with pytest.raises(UserError, match=r"update 1: the loss is nan for .*\d-\d+, ") as caught:
         loop.Loop(plan, objective, tmp_path / "state.pt").run("broken")
     assert all(name in str(caught.value) for name in objective.names(0))
+
+
+def test_a_task_of_trials_is_fine_tuned_on(recipes: Path, tones: Path, tmp_path: Path) -> None:
+    """Partners of a trial may lie in different batches of dev."""
+    (recipes / "asv.yaml").write_text(
+        "kind: task\ntask: asv\nhead: {width: 8, pooled: 8}\n"
+        f"corpus: {{name: paired, root: {tones}, dev: 0.4, test: 0.3}}\n"
+        "train: {steps: 1, batch: 1, lr: [1.0e-2], eval_every: 1}\n"
+    )
+    folder = build_tuned(changed(recipes, task="asv.yaml", steps=4, eval_every=2), tmp_path / "r")
+    assert 0 <= record(folder)["best_dev"] <= 100
