@@ -261,6 +261,7 @@ HEADS.add("utterance", "downstream.tasks.heads:Utterance", "linear, mean, linear
 HEADS.add("frame_ctc", "downstream.tasks.heads:FrameCTC", "two linear layers on every frame (PR)")
 HEADS.add("recurrent_ctc", "downstream.tasks.heads:RecurrentCTC", "linear, BiLSTMs (ASR, SF)")
 HEADS.add("xvector", "downstream.tasks.xvector:XVector", "TDNN, statistics, AM-softmax (ASV)")
+HEADS.add("frame_labels", "downstream.tasks.frame_labels:FrameLabels", "linear, every frame (PC)")
 HEADS.add("recurrent_pit", "downstream.tasks.pit:RecurrentPIT", "an LSTM for two speakers (SD)")
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -268,6 +269,9 @@ METRICS.add("wer", "downstream.tasks.metrics:WER", "word error rate")
 METRICS.add("cer", "downstream.tasks.metrics:CER", "character error rate")
 METRICS.add("per", "downstream.tasks.metrics:PER", "phone error rate")
 METRICS.add("accuracy", "downstream.tasks.metrics:ACCURACY", "share of right labels")
+METRICS.add(
+    "frame_accuracy", "downstream.tasks.pc:FRAME_ACCURACY", "share of frames that are right"
+)
 METRICS.add("slot_f1", "downstream.tasks.slots:SLOT_F1", "mean F1 of the slots in an utterance")
 METRICS.add("slot_cer", "downstream.tasks.slots:SLOT_CER", "character error rate within slots")
 METRICS.add("eer", "downstream.tasks.metrics:EER", "equal error rate of trials")
@@ -287,6 +291,9 @@ TASKS.add("er", "downstream.tasks.er:TASK", "emotion recognition: one label, acc
 TASKS.add("classify", "downstream.tasks.sid:CLASSIFY", "any one label per utterance, accuracy")
 TASKS.add("asv", "downstream.tasks.asv:TASK", "speaker verification: x-vectors, trials, EER")
 TASKS.add("sd", "downstream.tasks.sd:TASK", "diarization of two speakers: LSTM, DER")
+TASKS.add(
+    "pc", "downstream.tasks.pc:TASK", "phone classification: segments, linear, frame accuracy"
+)
 TASKS.add("qbe", "downstream.tasks.qbe:TASK", "query by example: DTW, nothing trained, MTWV")
 TASKS.add("probe", "downstream.tasks.probe:TASK", "any one label, a closed-form linear classifier")
 TASKS.add("knn", "downstream.tasks.probe:KNN", "any one label, that of the nearest neighbours")

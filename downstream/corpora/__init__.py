@@ -9,6 +9,8 @@ CORPORA.add(
 )
 CORPORA.add("iemocap", "downstream.corpora.iemocap:read", "IEMOCAP, 4 classes, 5 sessions")
 CORPORA.add("tedlium", "downstream.corpora.tedlium:read", "TED-LIUM 3, the first hours of it")
+CORPORA.add("timit", "downstream.corpora.timit:read", "TIMIT, phones in time, core test set")
+CORPORA.add("audio", "downstream.corpora.folder:read", "a folder of audio without labels")
 CORPORA.add("speech_commands", "downstream.corpora.speech_commands:read", "Speech Commands v0.01")
 CORPORA.add("fluent_speech_commands", "downstream.corpora.fluent_speech_commands:read", "Fluent SC")
 CORPORA.add("snips", "downstream.corpora.snips:read", "Audio SNIPS, 16 voices")
