@@ -274,6 +274,8 @@ METRICS.add(
 )
 METRICS.add("slot_f1", "downstream.tasks.slots:SLOT_F1", "mean F1 of the slots in an utterance")
 METRICS.add("slot_cer", "downstream.tasks.slots:SLOT_CER", "character error rate within slots")
+METRICS.add("slot_wer", "downstream.tasks.slots:SLOT_WER", "word error rate within slots")
+METRICS.add("slot_edit_f1", "downstream.tasks.slots:SLOT_EDIT_F1", "F1 of slots with their values")
 METRICS.add("eer", "downstream.tasks.metrics:EER", "equal error rate of trials")
 METRICS.add("der", "downstream.tasks.segments:DER", "diarization error rate")
 METRICS.add("mtwv", "downstream.tasks.twv:MTWV", "maximum term-weighted value of trials")

@@ -13,7 +13,7 @@ from typing import Any
 
 from downstream.base import AND, Item, Labels, Metric, Record, Task, Trial
 from downstream.tasks import trials
-from upstream.common.errors import UserError, near_miss
+from upstream.common.errors import UserError
 
 
 class Verification(Task):
@@ -21,19 +21,7 @@ class Verification(Task):
         return metric.count is None
 
     def check(self, items: Sequence[Item]) -> None:
-        """What `records` will need: trials of both labels, between utterances that are there."""
-        ids, kinds = {item.id for item in items}, set[int]()
-        for item in items:
-            asked = trials.read(item.target)
-            if asked is None:
-                raise UserError(f"{item.id}: is {item.target!r:.40}, not trials to be tested on")
-            for label, other in asked:
-                if other not in ids:
-                    fault = f"{item.id}: is compared with {other!r}, which is not in the split"
-                    raise UserError(f"{fault}{near_miss(other, ids)}")
-                kinds.add(label)
-        if kinds != {0, 1}:
-            raise UserError("trials must be labelled 1 (the same speaker) and 0, some of each")
+        trials.require(items)
 
     def say(self, output: Any, labels: Labels, chosen: Mapping[str, Any]) -> str:
         raise UserError("verification compares two utterances: there is nothing to say of one")

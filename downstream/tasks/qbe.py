@@ -13,7 +13,6 @@ from typing import Any
 from downstream.base import AND, Calibration, Item, Labels, Metric, Part, Record, Task, Trial
 from downstream.tasks import trials
 from downstream.tasks.search import search
-from upstream.common.errors import UserError, near_miss
 
 
 class Search(Task):
@@ -23,19 +22,7 @@ class Search(Task):
         return metric.count is None
 
     def check(self, items: Sequence[Item]) -> None:
-        """Every target is trials, with documents of the split; one of them is true."""
-        asked = {item.id: trials.read(item.target) for item in items}
-        documents = {name for name, pairs in asked.items() if pairs == []}
-        for name, pairs in asked.items():
-            if pairs is None:
-                fault = f"{name}: its target is no list of trials"
-                raise UserError(f"{fault}; a document's is {trials.write([])}")
-            for _, other in pairs:
-                if other not in documents:
-                    fault = f"{name}: {other!r} is no document of its split"
-                    raise UserError(f"{fault}{near_miss(other, documents)}")
-        if not any(label for pairs in asked.values() for label, _ in pairs or ()):
-            raise UserError("there is nothing to find: no trial is labelled 1")
+        trials.require(items, documents=True)
 
     def calibrate(self, part: Any, labels: Labels) -> Calibration:
         """The layer of the best dev score; `chosen` also has the dev score of every layer."""

@@ -1,17 +1,18 @@
 """Marked text, `PLAY B-artist ABBA E-artist`: as tokens, and how slot filling is scored.
 
 Sources: s3prl downstream/ctc/text.py (CharacterTextSlotEncoder) and metric.py (slot_type_f1: which
-slots were found; slot_value_cer: how well what they hold was heard).
+slots were found; slot_value_cer and the others: how well what they hold was heard).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from downstream.base import Metric, Tally
 from downstream.tasks import asr
-from downstream.tasks.metrics import cer, error_rate, success_rate
+from downstream.tasks.metrics import cer, error_rate, success_rate, wer
 from upstream.common.errors import UserError, near_miss
 
 MARK = re.compile(r"([BE])-(\S+)")
@@ -70,17 +71,33 @@ def slot_f1(reference: str, hypothesis: str) -> Tally:
     return Tally(1 - f1, 1.0)
 
 
-def slot_cer(reference: str, hypothesis: str) -> Tally:
-    """Character errors in the values of the reference's slots.
+def nearest(reference: str, hypothesis: str, count: Callable[[str, str], Tally]) -> Tally:
+    """Errors in the values of the reference's slots.
 
     Each is compared with the nearest of the hypothesis's values of the same slot, or with nothing;
     one may serve twice, and further ones are no error.
     """
     got = values(hypothesis)
     pairs = [(v, got.get(slot, [""])) for slot, each in values(reference).items() for v in each]
-    nearest = [min(cer(value, other) for other in others) for value, others in pairs]
-    return Tally(sum(n.errors for n in nearest), sum(n.total for n in nearest))
+    tallies = [min(count(value, other) for other in others) for value, others in pairs]
+    return Tally(sum(t.errors for t in tallies), sum(t.total for t in tallies))
+
+
+def slot_edits(reference: str, hypothesis: str) -> Tally:
+    """FN + FP of 2 TP + FN + FP, so that what is right is an F1 over whole values.
+
+    A value that the hypothesis has otherwise is missed and falsely found; one that serves twice is
+    right twice; slots that the reference has not are false (s3prl's slot_edit_f1_full).
+    """
+    due, got = values(reference), values(hypothesis)
+    right = sum(v in got.get(slot, []) for slot, each in due.items() for v in each)
+    missed = sum(map(len, due.values())) - right
+    false = sum(v not in got[s] for s in due.keys() & got.keys() for v in due[s])
+    false += sum(len(got[s]) for s in got.keys() - due.keys())
+    return Tally(missed + false, 2 * right + missed + false)
 
 
 SLOT_F1 = Metric("slot_f1", "F1", "higher", success_rate, slot_f1)
-SLOT_CER = Metric("slot_cer", "slot CER", "lower", error_rate, slot_cer)
+SLOT_CER = Metric("slot_cer", "slot CER", "lower", error_rate, partial(nearest, count=cer))
+SLOT_WER = Metric("slot_wer", "slot WER", "lower", error_rate, partial(nearest, count=wer))
+SLOT_EDIT_F1 = Metric("slot_edit_f1", "edit F1", "higher", success_rate, slot_edits)

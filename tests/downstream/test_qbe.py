@@ -245,7 +245,9 @@ def test_a_split_that_cannot_be_searched_is_one_line() -> None:
     check = TASKS["qbe"].check
     check(items)
     wrong = [items[0]._replace(target=trials.write([(1, "d7")])), *items[1:]]
-    with pytest.raises(UserError, match=r"q0: 'd7' is no document of its split.*d0"):
+    with pytest.raises(
+        UserError, match=r"q0: is compared with 'd7', which is no document of its split.*d0"
+    ):
         check(wrong)
     with pytest.raises(UserError, match="nothing to find"):
         check(items[1:])

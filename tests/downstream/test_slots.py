@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from s3prl.downstream.ctc import metric as s3prl
 from s3prl.downstream.ctc.text import CharacterTextSlotEncoder
 
-from downstream.base import Item
+from downstream.base import Count, Item, Tally
 from downstream.corpora.snips import marked
 from downstream.tasks import sf
 from downstream.tasks.metrics import cer, wer
-from downstream.tasks.slots import slot_cer, slot_f1, values
+from downstream.tasks.slots import nearest, slot_edits, slot_f1, values
 from tests.corpora import fault
 
 REFERENCES = (
@@ -31,6 +32,10 @@ SLOTS = ("playlist", "playlist_owner", "x")
 SUPERB = sf.labels("superb", [])
 
 
+def slot_cer(reference: str, hypothesis: str) -> Tally:
+    return nearest(reference, hypothesis, cer)
+
+
 def records(references: object, hypotheses: object) -> list:
     pairs = zip(references, hypotheses, strict=True)  # type: ignore[call-overload]
     items, heard = zip(*((Item(str(n), "s", r), h) for n, (r, h) in enumerate(pairs)))
@@ -43,6 +48,15 @@ def test_golden_values() -> None:
     assert list(scores) == ["slot_f1", "slot_cer"]
     assert scores["slot_f1"] == pytest.approx(37.5)
     assert scores["slot_cer"] == pytest.approx(62.96296296296297)
+    every = replace(sf.TASK, metrics=("slot_wer", "slot_edit_f1"))
+    lines = [
+        Count("", "", r, h, *tally, metric=metric)
+        for r, h in zip(REFERENCES, HYPOTHESES)
+        for metric, tally in (
+            ("slot_wer", nearest(r, h, wer)), ("slot_edit_f1", slot_edits(r, h))
+        )
+    ]  # fmt: skip
+    assert every.score(lines) == {"slot_wer": pytest.approx(85.71428571428571), "slot_edit_f1": 0}
     for count, rate in ((wer, 0.38461538461538464), (cer, 0.37583892617449666)):
         errors, total = map(sum, zip(*map(count, REFERENCES, HYPOTHESES)))
         assert errors / total == pytest.approx(rate)
@@ -78,8 +92,15 @@ def test_metrics_are_s3prls_whatever_the_head_says() -> None:
             if total:
                 theirs = s3prl.slot_value_cer([heard], [reference])
                 assert errors / total == pytest.approx(theirs), (reference, heard)
+                words = nearest(reference, heard, wer)
+                theirs = s3prl.slot_value_wer([heard], [reference])
+                assert words.errors / words.total == pytest.approx(theirs)
             else:
                 assert not values(reference)
+            errors, total = slot_edits(reference, heard)
+            if total:
+                theirs = s3prl.slot_edit_f1_full([heard], [reference])
+                assert 100 * (1 - errors / total) == pytest.approx(theirs), (reference, heard)
 
 
 def test_the_right_answer_has_no_errors_and_no_slots_have_no_characters() -> None:
