@@ -24,6 +24,8 @@ class Head(nn.Module):
     (s3prl upstream/interfaces.py, Featurizer). One layer has no weight.
     """
 
+    per_frame = False  # whether `loss` is a mean over valid frames, rather than over utterances
+
     def __init__(self, layers: int) -> None:
         super().__init__()
         self.sizes: tuple[int, ...] = ()  # of several questions, the classes of each

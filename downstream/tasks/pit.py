@@ -20,6 +20,8 @@ class RecurrentPIT(Head):
     Trained with the permutation-invariant loss (s3prl downstream/diarization/model.py, utils.py).
     """
 
+    per_frame = True
+
     def __init__(
         self, layers: int, dim: int, classes: int, *, hidden: Width = 512, depth: Depth = 1
     ) -> None:

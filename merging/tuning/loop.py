@@ -178,7 +178,7 @@ class Loop:
         self.optimizer.zero_grad()
         numbers = range(step * recipe.accumulate, (step + 1) * recipe.accumulate)
         total = 0.0
-        for number in numbers:
+        for number, weight in zip(numbers, self.objective.weights(numbers)):
             loss = self.objective.loss(self.encoder, number)
             if not torch.isfinite(loss):
                 names = ", ".join(self.objective.names(number))
@@ -186,8 +186,8 @@ class Loop:
                     f"update {step + 1}: the loss is {float(loss)} for {names}: look at these "
                     "utterances, or take a smaller lr; what was trained before is kept"
                 )
-            (loss / recipe.accumulate).backward()
-            total += loss.item() / recipe.accumulate
+            (weight * loss).backward()
+            total += weight * loss.item()
         if (penalty := self.strategy.penalty()) is not None:
             penalty.backward()
         given = {name: p.grad for name, p in self._named() if p.grad is not None}

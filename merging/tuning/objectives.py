@@ -12,6 +12,7 @@ from downstream.base import Item, Metric
 from downstream.run.train import Stream
 from downstream.tasks.heads import Head
 from downstream.tasks.specaug import specaug
+from merging.tuning.ranks import ALL, Share
 from merging.tuning.recipe import Plan
 from upstream.base import SAMPLE_RATE
 from upstream.encoder.encoder import Encoder
@@ -30,7 +31,14 @@ class Objective(Protocol):
         """What is trained beside the encoder, and thrown away."""
 
     def loss(self, encoder: Encoder, number: int) -> Tensor:
-        """The loss of micro-batch `number`, a function of nothing else."""
+        """The mean loss of (our share of) micro-batch `number`, a function of nothing else."""
+
+    def weights(self, numbers: Sequence[int]) -> list[float]:
+        """How much the loss of each of an update's micro-batches counts; 0: we have no share of it.
+
+        Over all micro-batches and shares they sum to 1, so that the update's loss is what it would
+        be for one large batch.
+        """
 
     def names(self, number: int) -> list[str]:
         """The utterances of micro-batch `number`."""
@@ -42,8 +50,10 @@ class Objective(Protocol):
 class TaskObjective:
     """The task of a recipe, on the outputs of the frozen CNN: scoring shares them."""
 
-    def __init__(self, plan: Plan, store: Store) -> None:
+    def __init__(self, plan: Plan, store: Store, share: Share = ALL) -> None:
+        """`share`: of the utterances of every micro-batch."""
         recipe, encoder, self.prepared = plan.recipe, plan.encoder, plan.prepared
+        self.share = share
         self.specaug, self.heard, self.layer = recipe.specaug, plan.heard, recipe.layer
         self.task = self.prepared.recipe.kind_of_task()
         self.metric, frame = self.task.metric, encoder.stride / SAMPLE_RATE
@@ -54,6 +64,8 @@ class TaskObjective:
         self.head: Head = head.to(self.device)
         split, clips = self.prepared.splits[plan.fold], self.prepared.clips
         frames = (torch.tensor([c.seconds for c in clips]) * SAMPLE_RATE / encoder.stride).long()
+        samples = torch.tensor([round(clip.seconds * SAMPLE_RATE) for clip in clips])
+        self.sizes = encoder.frames(samples) if head.per_frame else torch.ones(len(clips))
         windows = self.prepared.windows
         self.stream = Stream(split["train"], frames, recipe.batch, recipe.seed, True, windows)
         dev = sorted(split["dev"], key=lambda i: clips[i].seconds)
@@ -61,15 +73,20 @@ class TaskObjective:
         self.features = provide(encoder, clips, "cnn", store, name=recipe.upstream)
 
     def loss(self, encoder: Encoder, number: int) -> Tensor:
-        indices = self.stream[number]
+        indices = self.share.of(self.stream[number])
         x, lens = self._last_hidden(encoder, indices)
         if self.specaug:
             x = specaug(x, lens)
         targets = [self.labels.encode(self.prepared.targets[i]) for i in indices]
         return self.head.loss(self.head.body(x, lens), lens, targets)
 
+    def weights(self, numbers: Sequence[int]) -> list[float]:
+        batches = [self.stream[number] for number in numbers]
+        total = float(sum(self.sizes[batch].sum() for batch in batches))
+        return [float(self.sizes[self.share.of(batch)].sum()) / total for batch in batches]
+
     def names(self, number: int) -> list[str]:
-        return [self.prepared.items[i].id for i in self.stream[number]]
+        return [self.prepared.items[i].id for i in self.share.of(self.stream[number])]
 
     def dev(self, encoder: Encoder) -> float:
         items, outputs = list[Item](), list[Any]()

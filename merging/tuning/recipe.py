@@ -117,6 +117,8 @@ class Plan(NamedTuple):
     def key(self) -> str:
         """12 hex digits over all that the tuned weights depend on."""
         facts = [self.recipe.facts(), self.fingerprint, self.prepared.revision]
+        if self.recipe.accumulate > 1:  # micro-batches of all sizes once counted alike
+            facts.append("weighted")
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     @property

@@ -7,7 +7,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +344,9 @@ class Mixture:
     def loss(self, encoder: Any, number: int) -> Tensor:
         turn, which = divmod(number, len(self.parts))
         return self.parts[which].loss(encoder, turn)
+
+    def weights(self, numbers: Sequence[int]) -> list[float]:
+        return [1 / len(numbers)] * len(numbers)
 
     def names(self, number: int) -> list[str]:
         turn, which = divmod(number, len(self.parts))
