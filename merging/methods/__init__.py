@@ -26,19 +26,26 @@ Part = Annotated[float, Bound(0, 1, open_low=True)]  # the share of something th
 
 METHODS: Registry[Method] = Registry("merging method")
 for _name, _file, _about in (
-    ("linear", "dense", "base + alpha * mean task vector: Speech-FT's stage 2, WiSE-FT"),
+    (
+        "linear",
+        "dense",
+        "base + alpha * mean task vector: Speech-FT, WiSE-FT; SA Merge with `only`",
+    ),
     ("task_arithmetic", "dense", "base + alpha * sum of task vectors"),
     ("soup", "dense", "uniform model soup: the mean of the tuned models"),
     ("slerp", "dense", "along the arc between base and one tuned model, tensor by tensor"),
     ("lines", "dense", "LiNeS: alpha grows linearly with depth, shallow layers stay near the base"),
     ("model_stock", "dense", "Model Stock: the more the task vectors agree, the farther"),
-    ("low_rank", "dense", "linear along the task vector's best low-rank approximation"),
+    ("low_rank", "spectral", "linear along the task vector's best low-rank approximation"),
+    ("tsv_m", "spectral", "TSV-M: each model's largest singular directions, made orthogonal"),
+    ("iso_c", "spectral", "Iso-C: the sum of task vectors with all its singular values equal"),
     ("ties", "sparse", "TIES: trim to the largest values, elect a sign, average what agrees"),
     ("dare", "sparse", "DARE: drop task-vector values at random and rescale the rest"),
     ("breadcrumbs", "sparse", "Model Breadcrumbs: leave out the largest and the smallest values"),
     ("della", "sparse", "DELLA: DARE that drops small values more often, then elects a sign"),
     ("fisher", "fitted", "mean weighted by each model's Fisher information"),
     ("regmean", "fitted", "RegMean: the linear layer whose outputs are nearest to all models'"),
+    ("lot", "fitted", "LOT Merging: the task vector whose outputs drift least from all models'"),
 ):
     METHODS.add(_name, f"merging.methods.{_file}:{_name}", _about)
 
@@ -46,4 +53,6 @@ for _name, _file, _about in (
 # name; `stats` holds one statistic for each of [base, *tuned], or nothing where none was gathered.
 RESERVED = ("base", "tuned", "place", "depth", "rng", "stats")
 ELEMENTWISE = ("linear", "task_arithmetic", "soup")  # a value depends on no other of its tensor
-STATISTICS: dict[str, Literal["fisher", "gram"]] = {"fisher": "fisher", "regmean": "gram"}
+STATISTICS: dict[str, Literal["fisher", "gram"]] = {
+    "fisher": "fisher", "regmean": "gram", "lot": "gram",
+}  # fmt: skip

@@ -1,15 +1,13 @@
-"""Methods that keep every value of the task vectors: linear, arcs, over depth, low rank."""
+"""Methods that keep every value of the task vectors: linear, arcs, over depth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from merging.methods import Part
 from upstream.checkpoints.tensor_names import Place
 from upstream.common.errors import UserError
 
@@ -104,28 +102,3 @@ def model_stock(base: Tensor, tuned: Sequence[Tensor], *, alpha: float = 1.0) ->
     agree = float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
     agree = min(max(agree, 0.0), 1.0)
     return linear(base, tuned, alpha=alpha * count * agree / (1 + (count - 1) * agree))
-
-
-def low_rank(
-    base: Tensor,
-    tuned: Sequence[Tensor],
-    *,
-    alpha: float = 0.25,
-    keep: Part = 0.25,
-    by: Literal["rank", "energy"] = "rank",
-) -> Tensor:
-    """Linear along the task vector's best low-rank approximation (Eckart and Young 1936).
-
-    The mean task vector, as a matrix [out, the rest], keeps its largest singular values: the share
-    `keep` of their number (`by: rank`) or of the sum of their squares (`by: energy`), rounded up.
-    Biases and scales stay whole.
-    """
-    if base.ndim < 2:
-        return linear(base, tuned, alpha=alpha)
-    vector = mean_vector(base, tuned)
-    left, values, right = torch.linalg.svd(vector.double().flatten(1), full_matrices=False)
-    weight = torch.ones_like(values) if by == "rank" else values.square()
-    reached = weight.cumsum(0) / weight.sum()
-    rank = int((reached < keep).sum()) + 1
-    truncated = (left[:, :rank] * values[:rank]) @ right[:rank]
-    return base + alpha * truncated.float().reshape(base.shape)

@@ -1,4 +1,4 @@
-"""Calibration: what Fisher-weighted merging and RegMean need to know, measured on unlabelled audio.
+"""Calibration: what Fisher, RegMean and LOT Merging need to know, measured on unlabelled audio.
 
 Utterances pass one by one, unpadded. Memory per model, float32: `fisher` takes two copies of the
 weights (0.8 GB for a Base, 2.5 GB for a Large) beside the activations of one utterance; `gram`
@@ -17,6 +17,7 @@ from typing import Literal
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -33,7 +34,8 @@ from upstream.features.clips import Clip
 Kind = Literal["fisher", "gram"]
 Statistics = dict[str, Tensor]
 
-VERSION = 1  # of the estimators: another number, and kept statistics are measured again
+# Of the estimators: another number, and kept statistics are measured again.
+VERSION: dict[Kind, int] = {"fisher": 1, "gram": 2}
 
 
 @dataclass(frozen=True)
@@ -83,25 +85,30 @@ def fisher(
 
 
 def gram(encoder: Encoder, wavs: Iterable[Tensor]) -> Statistics:
-    """Gram matrices for RegMean (arXiv 2212.09849): name of a Linear's weight -> X' X / frames.
+    """Gram matrices for RegMean (arXiv 2212.09849) and LOT: name of a weight -> X' X / frames.
 
-    X are all inputs of that Linear, one row a frame (WavLM's `gru_rel_pos_linear`: a row a head),
-    the matrix [in, in] float32. Every Linear of the encoder has one. `wavs`: [N] each, 16 kHz.
-    Raises UserError for no utterance and for values that are not finite.
+    X are all inputs of a Linear, one row a frame (WavLM's `gru_rel_pos_linear`: a row a head), the
+    matrix [in, in] float32. Every Linear of the encoder has one. Of the layer norms above the CNN,
+    X are the inputs that the scale acts on, normalized, and only the diagonal [in] is kept.
+    `wavs`: [N] each, 16 kHz. Raises UserError for no utterance and for values that are not finite.
     """
-    modules = encoder.model.named_modules()
-    linears = {f"{name}.weight": each for name, each in modules if isinstance(each, nn.Linear)}
-    sums = {
-        name: torch.zeros(each.in_features, each.in_features, device=each.weight.device)
-        for name, each in linears.items()
+    modules = {
+        f"{name}.weight": each
+        for name, each in encoder.model.named_modules()
+        if isinstance(each, (nn.Linear, nn.LayerNorm)) and not name.startswith("feature_extractor.")
     }
+    sums = {name: _empty(each) for name, each in modules.items()}
 
-    def add(total: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def add(total: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].flatten(0, -2)
-        total.addmm_(rows.T, rows)
+        if isinstance(module, nn.LayerNorm):
+            rows = F.layer_norm(rows, module.normalized_shape, eps=module.eps)
+            total.add_(rows.square().sum(0))
+        else:
+            total.addmm_(rows.T, rows)
 
     hooks = [
-        each.register_forward_pre_hook(partial(add, sums[name])) for name, each in linears.items()
+        each.register_forward_pre_hook(partial(add, sums[name])) for name, each in modules.items()
     ]
     encoder.eval()
     frames = 0
@@ -113,6 +120,14 @@ def gram(encoder: Encoder, wavs: Iterable[Tensor]) -> Statistics:
         for hook in hooks:
             hook.remove()
     return _mean(sums, frames, encoder)
+
+
+def _empty(module: nn.Linear | nn.LayerNorm) -> Tensor:
+    """Where the inputs of a module are summed: a Linear's products, a layer norm's squares."""
+    if isinstance(module, nn.LayerNorm):
+        return torch.zeros(module.normalized_shape, device=module.weight.device)
+    size = module.in_features
+    return torch.zeros(size, size, device=module.weight.device)
 
 
 def _alone(encoder: Encoder, wav: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +162,7 @@ def statistics(
     What comes back is mapped from a file, so several models' need not fit in memory. UserError.
     """
     settings = {"seed": seed} if kind == "fisher" else {}
-    text = json.dumps([VERSION, settings, sorted(clip.key for clip in clips)])
+    text = json.dumps([VERSION[kind], settings, sorted(clip.key for clip in clips)])
     name = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
     path = folder / encoder.fingerprint() / name
     if not path.exists():

@@ -269,7 +269,7 @@ def test_the_command_that_repeats_a_merge(recipes: Path) -> None:
     assert flags == f"benchmark.py merge {expected}"
 
 
-@pytest.mark.parametrize("method", ["fisher", "regmean"])
+@pytest.mark.parametrize("method", ["fisher", "regmean", "lot"])
 def test_a_recipe_calibrates_what_its_method_needs(
     recipes: Path, tmp_path: Path, method: str
 ) -> None:

@@ -31,6 +31,7 @@ class Law(NamedTuple):
 
     whole: dict[str, Any] = {}  # parameters that leave nothing out: alpha 1 is the tuned model
     linear: bool = True  # and other alphas are `linear`, for one model
+    reaches: bool = True  # the tuned model, at alpha 1
     counts: Sequence[int] = (1, 2, 3)  # numbers of tuned models that it takes
 
 
@@ -48,6 +49,9 @@ LAWS = {
     "della": Law({"density": 1.0, "epsilon": 0.0}),
     "fisher": Law(linear=False),
     "regmean": Law(linear=False),
+    "tsv_m": Law(),
+    "iso_c": Law(linear=False, reaches=False),
+    "lot": Law({"stats": []}),  # inputs in all directions: see its own tests
 }
 
 
@@ -135,7 +139,8 @@ def test_laws_of_all_methods(method: str, data: st.DataObject) -> None:
     stay = [base] * len(tuned)
     assert near(call(method, base, stay, seed, alpha=1.0), base, scale), "zero task vectors"
     same = [tuned[0]] * min(law.counts)
-    assert near(call(method, base, same, seed, alpha=1.0, **law.whole), tuned[0], scale)
+    if law.reaches:
+        assert near(call(method, base, same, seed, alpha=1.0, **law.whole), tuned[0], scale)
     if law.linear:
         params = {"alpha": 0.3, **law.whole}
         assert near(call(method, base, same, seed, **params), linear(base, same, alpha=0.3), scale)
@@ -283,26 +288,6 @@ def test_soups() -> None:
     assert greedy_soup(lambda members: 1.0, 1) == [0]
 
 
-def test_low_rank_keeps_the_largest_directions() -> None:
-    vector = torch.zeros(3, 4)
-    vector[0, 1], vector[2, 3], vector[1, 0] = (
-        4.0,
-        3.0,
-        0.1,
-    )  # singular values; energy 16 : 9 : 0.01
-    first, two = vector.clone(), vector.clone()
-    first[2, 3] = first[1, 0] = two[1, 0] = 0.0
-    for params, expected in (
-        ({"keep": 0.3}, first), ({"keep": 0.34}, two), ({"keep": 1.0}, vector),
-        ({"keep": 0.6, "by": "energy"}, first), ({"keep": 0.99, "by": "energy"}, two),
-    ):  # fmt: skip
-        found = call("low_rank", torch.ones(3, 4), [1 + vector], alpha=0.5, **params)
-        torch.testing.assert_close(found, 1 + 0.5 * expected)
-    conv = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(0))
-    found = call("low_rank", torch.zeros(6, 2, 5), [conv], alpha=1.0, keep=0.5)
-    assert int(torch.linalg.matrix_rank(found.flatten(1), rtol=1e-4)) == 3
-
-
 @pytest.mark.parametrize("method", ["dare", "della"])
 def test_random_dropping_keeps_the_expectation(method: str) -> None:
     """Also of small values in a row with large ones, which DELLA drops more often."""
@@ -337,51 +322,6 @@ def test_ties_ignores_a_tied_vote_and_keeps_equal_magnitudes() -> None:
     equal = torch.tensor([0.5, -0.5, 0.5, 0.1])
     kept = call("ties", torch.zeros(4), [equal], alpha=1.0, density=0.3)
     assert kept.tolist() == [0.5, -0.5, 0.5, 0.0]
-
-
-def test_fisher_weighs_value_by_value() -> None:
-    base, tuned = torch.zeros(4), torch.ones(4)
-    stats = [torch.tensor([1.0, 0.0, 0.0, 1e-30]), torch.tensor([3.0, 2.0, 0.0, 1e-30])]
-    found = METHODS["fisher"](base, [tuned], alpha=0.5, stats=stats)
-    torch.testing.assert_close(found, torch.tensor([0.75, 1.0, 0.5, 0.5]))
-    assert torch.equal(
-        METHODS["fisher"](BASE, [ONE, TWO], stats=[]), METHODS["linear"](BASE, [ONE, TWO])
-    )
-
-
-def test_regmean_has_the_nearest_outputs() -> None:
-    """With whole Gram matrices, a least-squares solution; with diagonals, Fisher's weighting."""
-    make = torch.Generator().manual_seed(0)
-    weights = [torch.randn(3, 5, generator=make, dtype=torch.float64) for _ in range(3)]
-    inputs = [torch.randn(40, 5, generator=make, dtype=torch.float64) for _ in range(3)]
-    grams = [x.T @ x for x in inputs]
-    share = [0.6, 0.2, 0.2]
-    left = torch.cat([s**0.5 * x for s, x in zip(share, inputs)])
-    right = torch.cat([s**0.5 * x @ w.T for s, x, w in zip(share, inputs, weights)])
-    best = torch.linalg.lstsq(left, right).solution.T.float()
-    base, *tuned = (w.float() for w in weights)
-    params = {"alpha": 0.4, "stats": [g.float() for g in grams]}
-    found = METHODS["regmean"](base, tuned, off_diagonal=1.0, **params)
-    torch.testing.assert_close(found, best, atol=1e-4, rtol=0)
-    assert not torch.allclose(METHODS["regmean"](base, tuned, **params), best, atol=1e-3)
-    diagonals = [g.diagonal().float().expand(3, 5) for g in grams]
-    torch.testing.assert_close(
-        METHODS["regmean"](base, tuned, off_diagonal=0.0, **params),
-        METHODS["fisher"](base, tuned, alpha=0.4, stats=diagonals),
-        atol=1e-4, rtol=0,
-    )  # fmt: skip
-
-
-def test_regmean_leaves_inputs_that_never_fire_at_the_mean() -> None:
-    gram = torch.zeros(4, 4)
-    gram[:2, :2] = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-    found = METHODS["regmean"](BASE, [ONE], alpha=0.5, stats=[gram, 3 * gram])
-    expected = METHODS["linear"](BASE, [ONE], alpha=0.5)
-    expected[:, :2] = METHODS["linear"](BASE, [ONE], alpha=0.75)[:, :2]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    for nothing in ([], [torch.zeros(4, 4)] * 2):
-        unseen = METHODS["regmean"](BASE, [ONE], alpha=0.5, stats=nothing)
-        assert torch.equal(unseen, METHODS["linear"](BASE, [ONE], alpha=0.5))
 
 
 def test_methods_are_listed_without_torch() -> None:
