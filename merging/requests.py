@@ -149,8 +149,9 @@ def unbuilt(request: Request) -> Unbuilt | None:
     waiting, seconds = [], 0.0
     for recipe, _, _, task in _untrained(built):
         waiting.append(f"{recipe.name}: {recipe.steps} steps of fine-tuning")
-        utterances = recipe.steps * recipe.batch * recipe.accumulate
-        seconds += utterances * task.seconds / len(task.clips)
+        mean = task.seconds / len(task.clips)
+        batch = recipe.batch_seconds or mean * (recipe.batch or 0)
+        seconds += recipe.steps * recipe.accumulate * batch
     if (choose := built.plan.choose) and built.member is None:
         count = len(choose.scored if choose.what == "alpha" else built.plan.tuned)
         waiting.append(f"{choose.what} to choose from {count} on {', '.join(choose.tasks)}")

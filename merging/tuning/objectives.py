@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from downstream.base import Item, Metric
-from downstream.run.train import Stream
 from downstream.tasks.heads import Head
 from downstream.tasks.specaug import specaug
+from merging.tuning import batches
 from merging.tuning.ranks import ALL, Share
 from merging.tuning.recipe import Plan
 from upstream.base import SAMPLE_RATE
@@ -63,13 +63,12 @@ class TaskObjective:
         head = self.prepared.recipe.new_head(1, encoder.dim, self.labels, recipe.head)
         self.head: Head = head.to(self.device)
         split, clips = self.prepared.splits[plan.fold], self.prepared.clips
-        frames = (torch.tensor([c.seconds for c in clips]) * SAMPLE_RATE / encoder.stride).long()
         samples = torch.tensor([round(clip.seconds * SAMPLE_RATE) for clip in clips])
         self.sizes = encoder.frames(samples) if head.per_frame else torch.ones(len(clips))
         windows = self.prepared.windows
-        self.stream = Stream(split["train"], frames, recipe.batch, recipe.seed, True, windows)
-        dev = sorted(split["dev"], key=lambda i: clips[i].seconds)
-        self.dev_batches = [dev[i : i + recipe.batch] for i in range(0, len(dev), recipe.batch)]
+        train, stride = split["train"], encoder.stride
+        self.stream = batches.training(recipe, clips, train, windows, stride, recipe.seed)
+        self.dev_batches = batches.scoring(recipe, clips, split["dev"])
         self.features = provide(encoder, clips, "cnn", store, name=recipe.upstream)
 
     def loss(self, encoder: Encoder, number: int) -> Tensor:

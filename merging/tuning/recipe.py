@@ -58,6 +58,7 @@ for _name, _place, _about in (
 LATER: dict[str, Any] = {
     "strategy": "stable", "dropout": None, "attention_dropout": None, "activation_dropout": None,
     "params": {}, "head_lr": None, "layer": None, "collect": [],
+    "precision": "float32", "checkpointing": False, "batch_seconds": None,
 }  # fmt: skip
 
 
@@ -69,7 +70,7 @@ class TuningRecipe:
     upstream: str
     task: str  # a task recipe beside this file: its corpus, targets, metric
     steps: Positive
-    batch: Positive
+    batch: Positive | None = field(default=None, kw_only=True)  # utterances; or batch_seconds
     eval_every: Positive
     lr: Amount = 1e-4
     accumulate: Positive = 1
@@ -90,6 +91,9 @@ class TuningRecipe:
     head_lr: Amount | None = None  # None: that of the upstream
     layer: Natural | None = None  # the hidden state that feeds the head; None: the last
     collect: list[str] = field(default_factory=list)  # further upstreams of the run: collect.py
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the encoder's products; weights stay
+    checkpointing: bool = False  # compute a layer again in the backward pass: slower, less memory
+    batch_seconds: Amount | None = None  # of audio with its padding, in place of `batch`
 
     def facts(self) -> dict[str, Any]:
         """The recipe as plain values; LATER keys only where they were written."""
@@ -148,6 +152,8 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Tunin
     strategy = named(STRATEGIES, recipe.strategy, f"{path}: strategy")
     bind(strategy, recipe.params, f"{path}: params", ("model", "recipe"))
     collectors(recipe.collect, recipe.steps)
+    if (recipe.batch is None) == (recipe.batch_seconds is None):
+        raise UserError(f"{path}: needs either batch (utterances) or batch_seconds")
     task_recipes.load(path.parent / recipe.task).head_constructor(recipe.head, f"{path}: head")
     return recipe
 
@@ -161,12 +167,16 @@ def open_plan(path: Path, results: Path) -> Plan:
     if recipe.layer is not None and recipe.layer >= encoder.num_layers:
         most = encoder.num_layers - 1
         raise UserError(f"{path}: layer: {recipe.upstream} has hidden states 0 to {most}")
-    if dropouts := recipe.dropouts():
+    fingerprint = encoder.fingerprint()
+    dropouts, low = recipe.dropouts(), recipe.precision != "float32"
+    if dropouts or low:
         weights, heard = checkpoint(encoder, encoder.model.state_dict(), **dropouts), encoder.heard
-        encoder = Encoder(weights, encoder.padding, encoder.precision)
+        precision = recipe.precision if low else encoder.precision
+        encoder = Encoder(weights, encoder.padding, precision)
         encoder.heard = heard
+    encoder.model.encoder.checkpointing = recipe.checkpointing
     prepared = prepare(task_recipes.load(path.parent / recipe.task), results)
-    return Plan(recipe, encoder, encoder.fingerprint(), prepared)
+    return Plan(recipe, encoder, fingerprint, prepared)
 
 
 def checkpoint(encoder: Encoder, state: Mapping[str, Tensor], **config: Any) -> Checkpoint:

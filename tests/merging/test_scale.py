@@ -10,16 +10,20 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from merging.tuning import loop
+import upstream
+from merging.tuning import build_tuned, loop
 from merging.tuning.objectives import TaskObjective
 from merging.tuning.ranks import ALL, Share
 from merging.tuning.recipe import Plan, load_recipe, open_plan
-from tests.merging.test_tuning import changed
+from tests import tiny
+from tests.merging.test_tuning import changed, record
+from upstream.encoder.transformer import Layer
 from upstream.features.store import Store
 
 # nothing random
@@ -161,3 +165,79 @@ def test_a_build_of_several_micro_batches_is_another_than_before_they_were_weigh
 
     assert one.key == old(one) and two.key != old(two)
     assert load_recipe(recipes / "finetune.yaml").accumulate == 2
+
+
+def test_batches_of_seconds_hold_what_fits(recipes: Path, tmp_path: Path) -> None:
+    """Each utterance once an epoch, of similar length, no more audio than asked; the same again."""
+    path = changed(recipes, batch=None, batch_seconds=2.0)
+    plan = open_plan(path, tmp_path / "r")
+    clips, split = plan.prepared.clips, plan.prepared.splits[""]
+    objective = TaskObjective(plan, Store(tmp_path / "cache"))
+    batches = [objective.stream[n] for n in range(len(objective.stream.groups))]
+    for found, part in ((batches, "train"), (objective.dev_batches, "dev")):
+        assert sorted(i for batch in found for i in batch) == sorted(split[part])
+        sizes = [len(batch) * max(clips[i].seconds for i in batch) for batch in found]
+        assert max(sizes) <= 2.0 and sorted(sizes)[1] > 1.4, "only the last one has room left"
+    order = sorted(batches, key=lambda batch: -clips[batch[0]].seconds)
+    flat = [clips[i].seconds for batch in order for i in batch]
+    assert flat == pytest.approx(sorted(flat, reverse=True), abs=1e-4), "of similar length"
+    again = TaskObjective(plan, Store(tmp_path / "cache"))
+    assert [again.stream[n] for n in (7, 0, 3)] == [objective.stream[n] for n in (7, 0, 3)]
+    assert objective.stream[len(batches)] in batches, "the next epoch: another order"
+    single = open_plan(changed(recipes, batch=None, batch_seconds=0.1), tmp_path / "r")
+    stream = TaskObjective(single, Store(tmp_path / "cache")).stream
+    assert len(stream.groups) == len(split["train"]), "longer ones stand alone"
+
+
+def test_batches_of_seconds_train(recipes: Path, tmp_path: Path) -> None:
+    path = changed(recipes, batch=None, batch_seconds=2.0, accumulate=2)
+    facts = record(build_tuned(path, tmp_path / "r"))
+    assert facts["recipe"]["batch_seconds"] == 2.0 and facts["recipe"]["batch"] is None
+    assert facts["moved"]["layer 1"] > 0
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_checkpointing_changes_no_gradient(
+    recipes: Path, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, for every family; and it does compute layers twice."""
+    base = str(tiny.hf_folder(tmp_path, variant))
+    passed, forward = [], Layer.forward
+
+    def counted(self: Layer, *given: Any) -> Tensor:
+        passed.append(self)
+        return forward(self, *given)
+
+    monkeypatch.setattr(Layer, "forward", counted)
+    found = {}
+    for on in (False, True):
+        path = changed(recipes, upstream=base, checkpointing=on, head_only=0.0)
+        plan = open_plan(path, tmp_path / "r")
+        passed.clear()
+        train = plan.prepared.splits[""]["train"][:5]
+        found[on] = (*update(plan, tmp_path / str(on), [train]), len(passed))
+    plain, again = found[False], found[True]
+    assert again[2] == 2 * plain[2] > 0
+    assert plain[1] == again[1], "the same dropout"
+    same(plain[0], again[0], 1e-6)
+
+
+def test_low_precision_is_of_the_products_alone(recipes: Path, tmp_path: Path) -> None:
+    path = changed(recipes, head_only=0.0)
+    full = open_plan(path, tmp_path / "r")
+    low = open_plan(changed(recipes, head_only=0.0, precision="bfloat16"), tmp_path / "r")
+    assert low.fingerprint == full.fingerprint, "of the same base"
+    assert low.key != full.key
+    train = full.prepared.splits[""]["train"][:8]
+    (one, loss), (other, low_loss) = (
+        update(plan, tmp_path / name, [train]) for plan, name in ((full, "full"), (low, "low"))
+    )
+    assert low_loss == pytest.approx(loss, rel=0.05) and low_loss != loss
+    assert {g.dtype for g in other.values()} == {torch.float32}
+    along = [torch.cosine_similarity(one[n].flatten(), other[n].flatten(), 0) for n in one]
+    assert torch.stack(along).median() > 0.95, "about the same way"
+    folder = build_tuned(path, tmp_path / "r")
+    tuned = upstream.load(str(folder))
+    assert {p.dtype for p in tuned.parameters()} == {torch.float32}
+    assert tuned.fingerprint() == record(folder)["fingerprint"], "an ordinary upstream of float32"
+    assert record(folder)["base_fingerprint"] == upstream.load(full.recipe.upstream).fingerprint()

@@ -90,7 +90,9 @@ def test_head_only_phase_leaves_the_upstream_alone(recipes: Path, tmp_path: Path
     assert moved["cnn"] == 0 and moved["layer 1"] > 0, "regular has no such phase"
 
 
-LATER_VALUES = ("regular", 0.0, 0.0, 0.0, {"rank": 2}, 1e-3, 1, ["swa-0.5"])
+LATER_VALUES = (
+    "regular", 0.0, 0.0, 0.0, {"rank": 2}, 1e-3, 1, ["swa-0.5"], "bfloat16", True, 8.0,
+)  # fmt: skip
 
 
 def test_a_key_that_came_later_changes_a_build_only_where_it_is_written(recipes: Path) -> None:
@@ -129,7 +131,8 @@ def test_dropouts_are_the_upstreams_own_or_the_recipes(recipes: Path, tmp_path: 
         ("lr", -1.0), ("lr", 0.0), ("lr", math.nan), ("lr", math.inf), ("steps", 0), ("batch", -1),
         ("accumulate", 0), ("eval_every", 0), ("clip", 0.0), ("head_only", 1.5), ("warmup", -0.1),
         ("hold", math.nan), ("dropout", 1.0), ("activation_dropout", -0.1), ("seed", -1),
-        ("seed", 2**40), ("strategy", "stabel"),
+        ("seed", 2**40), ("strategy", "stabel"), ("precision", "float16"), ("checkpointing", 1),
+        ("batch_seconds", 0.0), ("batch_seconds", 8.0), ("batch", None),
     ],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_one_line(recipes: Path, key: str, value: Any) -> None:

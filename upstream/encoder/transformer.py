@@ -9,12 +9,14 @@ same names, shapes and order, hence the same files, and dropouts stand in the sa
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from upstream.encoder.cnn import Bare, Conv1d, FeatureExtractor
 from upstream.encoder.config import Config
@@ -201,6 +203,8 @@ class Transformer(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        # in training, of a layer keep only its input, and compute it again in the backward pass
+        self.checkpointing = False
 
     def forward(self, x: Tensor, mask: Tensor | None, exact: bool = True) -> list[Tensor]:
         """Projected features [B, T, D] -> the input of every layer and the final output, [B, T, D].
@@ -213,8 +217,10 @@ class Transformer(nn.Module):
         first = cast(Attention, self.layers[0].attention)
         bias = first.compute_bias(x.shape[1]) if hasattr(first, "rel_attn_embed") else None
         states = [x]
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            states.append(layer(states[-1], mask, bias))
+            run = partial(checkpoint, layer, use_reentrant=False) if again else layer
+            states.append(run(states[-1], mask, bias))
         if self.stable:
             states[-1] = self.layer_norm(states[-1])
         return states
