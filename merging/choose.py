@@ -1,4 +1,7 @@
-"""Choosing alpha, or the members of a soup, on held-out dev scores; and what not choosing costs."""
+"""Choosing alpha, one or several over depth, or the members of a soup, on held-out dev scores.
+
+And what not choosing costs.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from downstream.base import METRICS
 from downstream.report import results
@@ -16,12 +19,15 @@ from downstream.run import execute, schedule
 from downstream.run.cell import Identity, cell
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions
+from merging.weights import alphas
 from upstream.base import Upstream
 from upstream.common.errors import UserError
+from upstream.common.schema import Bound
 from upstream.features.clips import overlapping
 
 What = Literal["alpha", "members"]
 Dev = dict[str, dict[str, float]]  # task -> candidate -> dev score, per cent
+Score = Callable[[Sequence[str]], Dev]  # of candidates; asked for several at once where it can be
 
 DEFAULT = 0.25  # Speech-FT's alpha, for every task and model
 ALPHAS = (0.0, 0.1, DEFAULT, 0.5, 0.75, 1.0)
@@ -37,6 +43,7 @@ class Choose:
     tasks: list[str]
     alpha: list[float] | None = None  # candidates; ALPHAS if neither key is given
     members: Literal["greedy"] | None = None  # which of the tuned models to merge
+    depths: Annotated[int, Bound(2, 100)] | None = None  # an alpha for each of so many, see `deep`
 
     @property
     def what(self) -> What:
@@ -44,8 +51,9 @@ class Choose:
 
     def check(self, where: str) -> None:
         """UserError for keys that do not go together."""
-        if self.alpha is not None and self.members:
-            raise UserError(f"{where}: choose: give alpha or members, not both")
+        if self.members and not (self.alpha is None and self.depths is None):
+            key = "depths" if self.alpha is None else "alpha"
+            raise UserError(f"{where}: choose: give {key} or members, not both")
         if self.alpha == [] or not self.tasks:
             raise UserError(f"{where}: choose: give at least one alpha and one task")
         if len(set(self.candidates)) != len(self.candidates):
@@ -61,10 +69,18 @@ class Choose:
         """The same with 0 and 0.25, to compare them with."""
         return sorted({"0", f"{DEFAULT:g}", *self.candidates}, key=float)
 
+    @property
+    def count(self) -> int:
+        """How many alphas are scored, at most."""
+        return len(self.scored) + (self.depths or 0) * (len(self.candidates) - 1)
+
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen and why. A candidate is text: an alpha (`"0.25"`) or members (`"0+2"`)."""
+    """What was chosen and why.
+
+    A candidate is text: an alpha (`"0.25"`), alphas over depth (`"0/0.5"`) or members (`"0+2"`).
+    """
 
     what: What
     chosen: str
@@ -102,10 +118,30 @@ def pick(dev: Dev, metrics: Mapping[str, str], candidates: Sequence[str]) -> Cho
     return _choice("alpha", f"{chosen:g}", f"{DEFAULT:g}", "0", dev, metrics)
 
 
-def greedy(score: Callable[[Sequence[str]], Dev], metrics: Mapping[str, str], count: int) -> Choice:
+def deep(score: Score, metrics: Mapping[str, str], choose: Choose) -> Choice:
+    """Alphas at `choose.depths` depths, as `alphas.resolve` reads a list over depth, by mean gain.
+
+    A coordinate search: from the best single alpha on, the alpha of each depth in turn, the last
+    layers' first, becomes the candidate with the greatest gain, and stays where none gains more.
+    The more that are scored, the more of the winner's gain is luck: believe the test sets.
+    """
+    depths, candidates = choose.depths or 1, choose.candidates
+    dev = score(choose.scored)
+    best = [float(pick(dev, metrics, candidates).chosen)] * depths
+    for depth in reversed(range(depths)):
+        options = [[*best[:depth], float(one), *best[depth + 1 :]] for one in candidates]
+        names = [alphas.to_text(option) for option in options]
+        _complete(dev, score, names)
+        gain = gains(dev, metrics, "0")
+        leader = max(names, key=lambda name: gain[name])
+        if gain[leader] > gain[alphas.to_text(best)] + TIE:
+            best = options[names.index(leader)]
+    return _choice("alpha", alphas.to_text(best), f"{DEFAULT:g}", "0", dev, metrics)
+
+
+def greedy(score: Score, metrics: Mapping[str, str], count: int) -> Choice:
     """The members of the greedy soup of `count` tuned models, by mean gain.
 
-    `score` gives the dev scores of candidates; it is asked for several at once where it can be.
     Raises UserError if the base has no score to compare with.
     """
     everyone = together(range(count))
@@ -113,12 +149,18 @@ def greedy(score: Callable[[Sequence[str]], Dev], metrics: Mapping[str, str], co
 
     def gain(members: Sequence[int]) -> float:
         candidate = together(members)
-        if any(candidate not in scores for scores in dev.values()):
-            for task, scores in score([candidate]).items():
-                dev[task] |= scores
+        _complete(dev, score, [candidate])
         return gains(dev, metrics, BASE)[candidate]
 
     return _choice("members", together(greedy_soup(gain, count)), everyone, BASE, dev, metrics)
+
+
+def _complete(dev: Dev, score: Score, candidates: Sequence[str]) -> None:
+    """Score what `dev` does not hold yet."""
+    known = next(iter(dev.values()))
+    if missing := [one for one in dict.fromkeys(candidates) if one not in known]:
+        for task, scores in score(missing).items():
+            dev[task] |= scores
 
 
 def greedy_soup(score: Callable[[Sequence[int]], float], count: int) -> list[int]:

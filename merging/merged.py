@@ -20,7 +20,9 @@ from merging import choose as choosing
 from merging.choose import Choice
 from merging.recipe import MADE, MergeRecipe, altered, load_recipe, with_alpha, with_members
 from merging.tuning import build_tuned
+from merging.weights import alphas
 from merging.weights.calibration import utterances
+from merging.weights.rule import places_of
 from merging.write import RECORD, Merge, Written, as_encoder, write_merge, write_same
 from upstream.checkpoints.write import WEIGHTS
 from upstream.common import disk, user_code
@@ -66,6 +68,11 @@ def open_merge(
     what, tasks = plan.choose.what, _choice_tasks(plan.choose.tasks, recipe, results)
     choosing.require_held_out(tasks, tuned, str(recipe))
     rule = dataclasses.asdict(replace(plan, base="", tuned=[], compare=[]))
+    if plan.choose.depths is None:
+        del rule["choose"]["depths"]  # what was chosen before there was such a key is still known
+    else:
+        places = places_of(base.model.state_dict())
+        alphas.check([0.0] * plan.choose.depths, plan.only, places, f"{recipe}: choose: depths")
     digest = choosing.key([rule, merge.fingerprints()], tasks)
     place = results / "chosen" / f"{digest}.json"
     if not place.is_file():
@@ -77,7 +84,8 @@ def open_merge(
         disk.write(place, json.dumps(dataclasses.asdict(choose(plan, tasks)), indent=1) + "\n")
     choice = choosing.read(place)
     if what == "alpha":
-        return merge._replace(plan=with_alpha(plan, float(choice.chosen)), choice=choice)
+        alpha = alphas.from_text(choice.chosen, str(place))
+        return merge._replace(plan=with_alpha(plan, alpha), choice=choice)
     kept = choosing.apart(choice.chosen, len(tuned), str(place))
     plan = with_members(plan, choice.chosen, str(place))
     return merge._replace(plan=plan, tuned=[tuned[i] for i in kept], choice=choice)
@@ -120,12 +128,13 @@ def merged(
     *,
     results: str = "results",
     method: str | None = None,
-    alpha: float | None = None,
+    alpha: float | str | None = None,
     members: str | None = None,
 ) -> Encoder:
     """Stage 2 on the recipe's base and fine-tuned upstreams; `alpha` and `method` override it.
 
-    `members`: which of the fine-tuned ones, numbered from 0, as in `0+2`.
+    `alpha`: a number, or several over depth, as in `0.1/0.5`. `members`: which of the fine-tuned
+    ones, numbered from 0, as in `0+2`.
     """
     path = Path(recipe)
     merge = open_merge(altered(path, method, alpha, members), path, Path(results))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from merging.choose import Choose, apart
 from merging.methods import STATISTICS
+from merging.weights import alphas
 from merging.weights.calibration import Calibration
 from merging.weights.rule import MergeOptions, PosConv, Several, check_params
 from upstream.common.errors import UserError
@@ -68,14 +69,18 @@ def with_members(plan: MergeRecipe, members: str, where: str) -> MergeRecipe:
 
 
 def altered(
-    recipe: Path, method: str | None = None, alpha: float | None = None, members: str | None = None
+    recipe: Path,
+    method: str | None = None,
+    alpha: float | str | None = None,
+    members: str | None = None,
 ) -> MergeRecipe:
     """The recipe with another method, alpha or members; what is given is not chosen. UserError."""
     plan = load_recipe(recipe)
     if method is not None:
         plan = replace(plan, method=method)
     if alpha is not None:
-        plan = with_alpha(plan, alpha)
+        given = alphas.from_text(alpha, f"{recipe}: alpha") if isinstance(alpha, str) else alpha
+        plan = with_alpha(plan, given)
     return plan if members is None else with_members(plan, members, str(recipe))
 
 

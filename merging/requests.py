@@ -138,6 +138,8 @@ def _choose(
 
     if choose.what == "members":
         return choosing.greedy(score, metrics, len(plan.tuned))
+    if choose.depths:
+        return choosing.deep(score, metrics, choose)
     return choosing.pick(score(choose.scored), metrics, choose.candidates)
 
 
@@ -153,7 +155,7 @@ def unbuilt(request: Request) -> Unbuilt | None:
         batch = recipe.batch_seconds or mean * (recipe.batch or 0)
         seconds += recipe.steps * recipe.accumulate * batch
     if (choose := built.plan.choose) and built.member is None:
-        count = len(choose.scored if choose.what == "alpha" else built.plan.tuned)
+        count = choose.count if choose.what == "alpha" else len(built.plan.tuned)
         waiting.append(f"{choose.what} to choose from {count} on {', '.join(choose.tasks)}")
     base = Request(built.plan.base, built.plan.base)
     return Unbuilt(", ".join(waiting) or "merging", base, seconds)

@@ -26,11 +26,7 @@ Part = Annotated[float, Bound(0, 1, open_low=True)]  # the share of something th
 
 METHODS: Registry[Method] = Registry("merging method")
 for _name, _file, _about in (
-    (
-        "linear",
-        "dense",
-        "base + alpha * mean task vector: Speech-FT, WiSE-FT; SA Merge with `only`",
-    ),
+    ("linear", "dense", "base + alpha * mean task vector: Speech-FT, WiSE-FT, SA Merge (only)"),
     ("task_arithmetic", "dense", "base + alpha * sum of task vectors"),
     ("soup", "dense", "uniform model soup: the mean of the tuned models"),
     ("slerp", "dense", "along the arc between base and one tuned model, tensor by tensor"),

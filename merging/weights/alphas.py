@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from upstream.checkpoints.tensor_names import Place
 from upstream.common.errors import UserError, near_miss
-from upstream.common.schema import Bound, convert
+from upstream.common.schema import Bound, convert, parse
 
 Alpha = float | list[float] | dict[str, float]
 
@@ -37,6 +37,17 @@ def read(value: Any, where: str) -> Alpha:
     if alpha in ([], {}):
         raise UserError(f"{where}: {value!r} must hold at least one number")
     return alpha
+
+
+def from_text(text: str, where: str) -> Alpha:
+    """`"0.5"` -> 0.5; `"0.1/0.5"` -> [0.1, 0.5]: in a name, commas part upstreams. UserError."""
+    values: list[float] = [parse(part, Number, where) for part in text.split("/")]
+    return values if len(values) > 1 else values[0]
+
+
+def to_text(values: Sequence[float]) -> str:
+    """Values over depth as text; if all are the same, it is one alpha."""
+    return "/".join(f"{value:g}" for value in (values if len({*values}) > 1 else values[:1]))
 
 
 def depth_of(places: Mapping[str, Place]) -> int:

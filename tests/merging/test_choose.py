@@ -22,7 +22,7 @@ from downstream.run.schedule import Request, RunOptions
 from merging import choose
 from merging import merged as interpolation
 from merging import requests as names
-from merging.choose import Choose, Dev, greedy, pick
+from merging.choose import Choose, Dev, deep, greedy, pick
 from merging.recipe import load_recipe
 from merging.tuning.recipe import load_recipe as load_tuning
 from upstream.common.errors import UserError
@@ -281,6 +281,87 @@ def test_members_are_chosen_on_real_dev_scores(recipes: Path) -> None:
     choice = choose.read(next((results / "chosen").iterdir()))
     assert choice.chosen in ("0", "1") and choice.gain["0+1"] < choice.gain[choice.chosen]
     assert choice.gain["0"] == 0, "the base itself"
+
+
+def curve(errors: Callable[[Sequence[float]], float], asked: list[str]) -> choose.Score:
+    """Dev scores of alphas at three depths, noted in `asked`."""
+
+    def score(candidates: Sequence[str]) -> Dev:
+        asked.extend(candidates)
+        values = {one: [*map(float, one.split("/"))] for one in candidates}
+        return {"asr": {one: errors(v if len(v) > 1 else v * 3) for one, v in values.items()}}
+
+    return score
+
+
+def test_alphas_over_depth_are_searched_one_by_one() -> None:
+    """The lower layers are best left alone, the upper ones wholly fine-tuned."""
+    asked: list[str] = []
+    plan = Choose(["asr"], [0, 0.25, 0.5, 1], depths=3)
+
+    def errors(alphas: Sequence[float]) -> float:
+        return 10 + sum(abs(a - best) for a, best in zip(alphas, (0.0, 0.5, 1.0)))
+
+    found = deep(curve(errors, asked), METRICS, plan)
+    assert found.chosen == "0/0.5/1" and found.what == "alpha" and found.usual == "0.25"
+    assert asked[:4] == ["0", "0.25", "0.5", "1"], "one alpha for all comes first"
+    assert asked[4:7] == ["0.5/0.5/0", "0.5/0.5/0.25", "0.5/0.5/1"], "then the last layers"
+    assert len(asked) == len(set(asked)) <= plan.count == 13
+    assert found.regret == {"asr": pytest.approx(1.25)}
+    assert max(found.gain, key=lambda one: found.gain[one]) == found.chosen
+    # what makes no difference stays with the best single alpha, and is written as one
+    level = deep(curve(lambda alphas: 10 - alphas[0], []), METRICS, Choose(["asr"], depths=3))
+    assert level.chosen == "1"
+    flat = deep(curve(lambda alphas: 10.0, []), METRICS, Choose(["asr"], depths=2))
+    assert flat.chosen == "0.25"
+
+
+def test_alphas_over_depth_are_chosen_kept_and_named(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how far the merged layers are from those that lie 0, then 1 of the way."""
+    choosing(recipes, alpha=[0, 0.5, 1], depths=2)
+    path, results = recipes / "merged.yaml", tmp_path / "r"
+    where = {"recipe": str(path), "results": str(results)}
+    best = upstream.load("merged", alpha="0/1", **where).model.state_dict()
+    scored: list[str] = []
+
+    def score(requests: Mapping[str, Request], *_: Any) -> Dev:
+        scored.extend(requests)
+        far = {}
+        for one, request in requests.items():
+            state = request.load().model.state_dict()
+            far[one] = sum(float((state[name] - best[name]).norm()) for name in best)
+        return {"word": {one: 10 + distance for one, distance in far.items()}}
+
+    monkeypatch.setattr(choose, "score", score)
+    needs = names.unbuilt(names.requests("merged", recipes, results)[0][-1])
+    assert needs and "alpha to choose from 8 on word" in needs.why
+    listed, _ = names.requests("merged", recipes, results, RunOptions(results, 1, "cpu"))
+    assert len(scored) == len(set(scored)) <= 8
+    merged = listed[-1].load()
+    assert all(torch.equal(best[name], t) for name, t in merged.model.state_dict().items())
+    record = interpolation.write(load_recipe(path), path, tmp_path / "out", results).record
+    assert record["params"]["alpha"] == [0.0, 1.0] and record["choose"]["chosen"] == "0/1"
+    assert "## Why alpha 0/1" in (tmp_path / "out" / "README.md").read_text()
+    named, _ = names.requests(f"{path}:alpha=0/1,hubert_demo", recipes, results)
+    assert [len(named), named[0].load().fingerprint()] == [2, merged.fingerprint()]
+
+
+def test_alphas_over_depth_that_make_no_sense_are_one_line(recipes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="depths or members, not both"):
+        Choose(["asr"], members="greedy", depths=2).check("here")
+    path, how = recipes / "merged.yaml", RunOptions(tmp_path / "r", 1, "cpu")
+    choosing(recipes, depths=1)
+    with pytest.raises(UserError, match="choose: depths: 1 must be"):
+        load_recipe(path)
+    choosing(recipes, depths=9)
+    with pytest.raises(UserError, match="choose: depths: alpha: 9 values for 3 transformer layers"):
+        names.requests("merged", recipes, tmp_path / "r", how)
+    for wrong in ("0/x", "0/", "0//1", "nan"):
+        with pytest.raises(UserError, match=r"merged\.yaml: alpha: ") as caught:
+            upstream.load("merged", alpha=wrong, recipe=str(path))
+        assert "\n" not in str(caught.value)
 
 
 def test_members_that_are_not_there_are_one_line(recipes: Path) -> None:
