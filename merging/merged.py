@@ -20,6 +20,7 @@ from merging import choose as choosing
 from merging.choose import Choice
 from merging.recipe import MADE, MergeRecipe, altered, load_recipe, with_alpha, with_members
 from merging.tuning import build_tuned
+from merging.tuning.recipe import load_base, opening
 from merging.weights import alphas
 from merging.weights.calibration import utterances
 from merging.weights.rule import places_of
@@ -60,8 +61,10 @@ def open_merge(
 
     What was not chosen before is chosen by `choose`. Raises Undecided without it, and UserError.
     """
-    names = [plan.base, *tuned_names(plan, recipe, results)]
-    base, *tuned = (as_encoder(upstream.load(name), name) for name in names)
+    with opening(recipe):
+        base = as_encoder(load_base(plan.base, results), plan.base)
+    names = tuned_names(plan, recipe, results)
+    tuned = [as_encoder(upstream.load(name), name) for name in names]
     merge = Merge(plan, recipe, results, base, tuned)
     if plan.choose is None:
         return merge

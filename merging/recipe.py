@@ -18,6 +18,7 @@ from merging.weights.calibration import Calibration
 from merging.weights.rule import MergeOptions, PosConv, Several, check_params
 from upstream.common.errors import UserError
 from upstream.common.schema import build, override, read_yaml
+from upstream.resolve import beside
 
 YAML = (".yaml", ".yml")
 # a fine-tuning recipe, and which of the upstreams that its run collects: finetune.yaml/ema-0.999
@@ -29,7 +30,7 @@ class MergeRecipe:
     """How to make a merged upstream."""
 
     kind: Literal["merge"]
-    base: str  # an upstream name
+    base: str  # an upstream name, or a merge recipe beside this file
     tuned: list[str]  # fine-tuning recipes beside this file (see MADE), or upstream names
     method: str = "linear"
     params: dict[str, Any] = field(default_factory=dict)  # the method's keys; alpha: see alphas.py
@@ -52,7 +53,8 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Merge
     if overrides and "params.alpha" in overrides:
         recipe = with_alpha(recipe, overrides["params.alpha"])
     _check(recipe, str(path))
-    return recipe
+    compare = [beside(name, path.parent) for name in recipe.compare]
+    return replace(recipe, base=beside(recipe.base, path.parent), compare=compare)
 
 
 def with_alpha(plan: MergeRecipe, alpha: Any) -> MergeRecipe:

@@ -15,13 +15,15 @@ from merging import choose as choosing
 from merging.choose import BASE, Choice, Dev
 from merging.merged import Undecided, folder_of, open_merge, settled_spec, tuned_spec
 from merging.recipe import MADE, YAML, MergeRecipe, altered, load_recipe
-from merging.tuning.recipe import Plan, open_plan
+from merging.tuning.recipe import TuningRecipe, open_plan, opening
+from merging.tuning.recipe import load_recipe as load_tuning
 from merging.write import RECORD, as_encoder
 from upstream.checkpoints.write import WEIGHTS, write
 from upstream.common.errors import UserError
-from upstream.resolve import call, canonical, parse, split_specs
+from upstream.resolve import beside, call, canonical, parse, split_specs
 
 BUILT = ("merged", "finetuned")
+Untrained = tuple[TuningRecipe, tuple[Prepared, ...]]  # with the corpora of its objectives
 NUMBER = r"[-+]?\.?\d[\d.eE+-]*"
 # Commas part upstreams, but not the numbers of a curve: merged:alpha=0,0.25,1
 CURVE = re.compile(rf"\balpha=\s*{NUMBER}(?:\s*,\s*{NUMBER})+(?=[,:]|\s*$)")
@@ -126,10 +128,13 @@ def _choose(
     choose = plan.choose
     assert choose is not None
     metrics = {task.recipe.name: task.recipe.kind_of_task().metrics[0] for task in tasks}
+    built = _built(request)
+    assert built is not None
+    base = _base(built)
 
     def candidate(name: str) -> Request:
         if name == BASE:
-            return Request(plan.base, plan.base)
+            return _settled(base, options)
         word = f":{choose.what}={name}"
         return _settled(Request(request.name + word, request.spec + word, request.options), options)
 
@@ -148,25 +153,54 @@ def unbuilt(request: Request) -> Unbuilt | None:
     built = _built(request)
     if built is None:
         return None
-    waiting, seconds = [], 0.0
-    for recipe, _, _, task in _untrained(built):
-        waiting.append(f"{recipe.name}: {recipe.steps} steps of fine-tuning")
-        mean = task.seconds / len(task.clips)
-        batch = recipe.batch_seconds or mean * (recipe.batch or 0)
-        seconds += recipe.steps * recipe.accumulate * batch
+    untrained = _untrained(built)
+    waiting = [f"{recipe.name}: {recipe.steps} steps of fine-tuning" for recipe, _ in untrained]
     if (choose := built.plan.choose) and built.member is None:
         count = choose.count if choose.what == "alpha" else len(built.plan.tuned)
         waiting.append(f"{choose.what} to choose from {count} on {', '.join(choose.tasks)}")
-    base = Request(built.plan.base, built.plan.base)
-    return Unbuilt(", ".join(waiting) or "merging", base, seconds)
+    like = _base(built)
+    inner = unbuilt(like) if like is _settled(like, None) else None
+    like = inner.like if inner else like
+    return Unbuilt(", ".join(waiting) or "merging", like, sum(map(_seconds, untrained)))
 
 
-def _untrained(built: Built) -> list[Plan]:
-    """The fine-tuning that a merge recipe waits for."""
+def _seconds(untrained: Untrained) -> float:
+    """Audio in all steps of a run, were the corpora of all objectives alike."""
+    recipe, corpora = untrained
+    mean = sum(task.seconds for task in corpora) / sum(len(task.clips) for task in corpora)
+    batch = recipe.batch_seconds or mean * (recipe.batch or 0)
+    return recipe.steps * recipe.accumulate * batch
+
+
+def _base(built: Built) -> Request:
+    """What the base of a merge is loaded by."""
+    return request(built.plan.base, built.recipe.parent, built.results)
+
+
+def _untrained(built: Built) -> list[Untrained]:
+    """The fine-tuning that a merge recipe waits for, that of its bases first."""
+    with opening(built.recipe):
+        waiting = _untrained_base(_base(built))
     made = filter(None, map(MADE.fullmatch, built.plan.tuned))
-    names = dict.fromkeys(each[1] for each in made)
-    plans = [open_plan(built.recipe.parent / name, built.results) for name in names]
-    return [plan for plan in plans if not (plan.folder(built.results) / WEIGHTS).exists()]
+    for name in dict.fromkeys(each[1] for each in made):
+        path = built.recipe.parent / name
+        recipe = load_tuning(path)
+        with opening(path):
+            base = request(beside(recipe.upstream, path.parent), path.parent, built.results)
+            first = _untrained_base(base)
+        if first:
+            corpora = tuple(aim.prepared(path, built.results) for aim in recipe.aims)
+            waiting += [each for each in first if each not in waiting] + [(recipe, corpora)]
+            continue
+        plan = open_plan(path, built.results)
+        if not (plan.folder(built.results) / WEIGHTS).exists():
+            waiting.append((plan.recipe, plan.corpora))
+    return waiting
+
+
+def _untrained_base(request: Request) -> list[Untrained]:
+    built = _built(request)
+    return _untrained(built) if built else []
 
 
 def export(request: Request, form: str, output: Path) -> Path:

@@ -44,6 +44,12 @@ TUNING: dict[str, Any] = {
     "head": {"projector": 8, "hidden": 8, "depth": 1, "dropout": 0.1},
     "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.0,
 }  # fmt: skip
+MASKED: dict[str, Any] = {
+    "kind": "finetune", "upstream": "hubert_demo", "steps": 4, "batch": 2, "eval_every": 2,
+    "masked": {"corpus": {"name": "audio", "root": "/data", "dev": 0.1}, "clusters": 8, "layer": 2,
+               "mask_start": 0.08, "mask_span": 10, "unmasked_weight": 0.0, "seconds": 16.0},
+    "also": [{"task": "task.yaml", "share": 0.5}],
+}  # fmt: skip
 MERGE: dict[str, Any] = {
     "kind": "merge", "base": "hubert_demo", "tuned": ["a.yaml", "b.yaml"], "method": "della",
     "params": {"alpha": 0.5, "density": 0.5, "epsilon": 0.1, "elect": True, "seed": 0},
@@ -54,6 +60,7 @@ MERGE: dict[str, Any] = {
 KINDS: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
     "task": (TASK, tasks.load),
     "finetune": (TUNING, tunings.load_recipe),
+    "masked": (MASKED, tunings.load_recipe),
     "merge": (MERGE, merges.load_recipe),
 }
 

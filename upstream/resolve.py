@@ -110,6 +110,13 @@ def parse(spec: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
+def beside(spec: str, folder: Path) -> str:
+    """A recipe of a merge that lies in `folder` as a path to it; any other name as it is."""
+    name, _ = parse(spec)
+    here = name.endswith(RECIPES) and (folder / name).is_file()
+    return canonical(str(folder / spec.strip())) if here else spec
+
+
 def split_specs(text: str) -> list[str]:
     """`"a,b:alpha=0.5,padding=s3prl,c"` -> `["a", "b:alpha=0.5,padding=s3prl", "c"]`."""
     specs: list[str] = []

@@ -17,6 +17,8 @@ UNLABELLED = -100  # frames that no segment covers: neither learnt nor counted
 class FrameLabels(Head):
     """Linear(D -> classes) on every frame, cross-entropy (s3prl downstream/phone_linear)."""
 
+    per_frame = True
+
     def __init__(self, layers: int, dim: int, classes: int) -> None:
         super().__init__(layers)
         self.linear = nn.Linear(dim, classes)

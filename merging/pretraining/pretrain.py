@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from downstream.corpora import synthetic
 from merging.pretraining.hubert import Model, encode, new_model, save
 from merging.pretraining.stem import HOP, Stem, schedule, stem_outputs, train_stem, update
-from merging.pretraining.targets import mfcc_targets
+from merging.pretraining.targets import masked_spans, mfcc_targets
 from upstream import audio
 from upstream.base import SAMPLE_RATE
 from upstream.common import PROJECT, disk
@@ -116,9 +116,8 @@ class Batches:
             if count
         ]
         frames = torch.cat(begin)[:, None] + torch.arange(self.length)
-        mask = torch.rand(config.batch, self.length, generator=rng) < config.mask_start
-        for _ in range(config.mask_span - 1):  # each span grows by one frame to the right
-            mask[:, 1:] |= mask[:, :-1].clone()
+        starts = torch.rand(config.batch, self.length, generator=rng) < config.mask_start
+        mask = masked_spans(starts, config.mask_span)
         return self.stems[frames].float(), targets[:, frames].long(), mask
 
 

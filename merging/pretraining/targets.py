@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torchaudio
+from numpy.typing import NDArray
 from torch import Tensor
 
 from merging.pretraining.stem import MEL, spectra
 
+if TYPE_CHECKING:
+    from sklearn.cluster import MiniBatchKMeans
+
 CEPSTRA = 13
+SAMPLE = 200_000  # frames that k-means sees
 
 
 def mfcc(wav: Tensor) -> Tensor:
@@ -22,13 +29,29 @@ def mfcc(wav: Tensor) -> Tensor:
 
 def cluster(features: list[Tensor], k: int, seed: int) -> Tensor:
     """K-means on 200,000 random frames; the nearest centre of every frame, [frames] int16."""
-    from sklearn.cluster import MiniBatchKMeans
-
     frames = torch.cat(features).numpy()
     rng = np.random.default_rng(seed)
-    sample = frames[rng.permutation(len(frames))[:200_000]]
-    means = MiniBatchKMeans(k, batch_size=10_000, n_init=3, random_state=seed).fit(sample)
-    return torch.from_numpy(means.predict(frames).astype(np.int16))
+    return nearest(means(frames[rng.permutation(len(frames))[:SAMPLE]], k, seed), frames)
+
+
+def means(sample: NDArray[np.float32], k: int, seed: int) -> MiniBatchKMeans:
+    """K-means of frames [N, D], N at least k."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    return MiniBatchKMeans(k, batch_size=10_000, n_init=3, random_state=seed).fit(sample)
+
+
+def nearest(fitted: MiniBatchKMeans, frames: NDArray[np.float32]) -> Tensor:
+    """The nearest centre of each frame, [N] int16."""
+    return torch.from_numpy(fitted.predict(frames).astype(np.int16))
+
+
+def masked_spans(starts: Tensor, span: int) -> Tensor:
+    """[B, T] bool: each start and the `span - 1` frames behind it."""
+    mask = starts.clone()
+    for _ in range(span - 1):  # each span grows by one frame to the right
+        mask[:, 1:] |= mask[:, :-1].clone()
+    return mask
 
 
 def mfcc_targets(wavs: list[Tensor], k: int, seed: int) -> Tensor:

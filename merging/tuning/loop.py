@@ -23,7 +23,8 @@ from downstream.report.results import provenance
 from merging.card import write_card
 from merging.tuning.collect import collectors
 from merging.tuning.log import LOG, Log
-from merging.tuning.objectives import Objective, TaskObjective
+from merging.tuning.mixture import objective_of
+from merging.tuning.objectives import Objective
 from merging.tuning.recipe import STRATEGIES, Plan, checkpoint, open_plan
 from merging.weights.movement import movement
 from upstream.checkpoints import HEARD
@@ -80,12 +81,12 @@ def _write_heard(folder: Path, trained: Plan | Objective) -> None:
 
 
 def train(plan: Plan, folder: Path, store: Store) -> None:
-    """Fine-tune on the recipe's task, and write the folder."""
+    """Fine-tune on what the recipe aims at, and write the folder."""
     encoder, recipe = plan.encoder, plan.recipe
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    objective = TaskObjective(plan, store)
+    objective = objective_of(plan, store)
     loop = Loop(plan, objective, folder / "state.pt")
-    loop.run(f"fine-tuning {recipe.upstream} on {plan.prepared.recipe.name}")
+    loop.run(f"fine-tuning {recipe.upstream} on {', '.join(aim.name for aim in recipe.aims)}")
     moved = movement(loop.base, loop.weights)
     for module, share in moved.items():
         print(f"  {module:<12} moved {100 * share:7.3f} %" + ("  (frozen)" * (share == 0)))
@@ -131,7 +132,7 @@ class Loop:
         strategy = STRATEGIES.named(recipe.strategy)
         options = bind(strategy, recipe.params, "params", ("model", "recipe"))
         self.strategy = strategy(model, recipe, **options)
-        self.strategy.unheard = _above(plan.encoder, recipe.layer)
+        self.strategy.unheard = _above(plan.encoder, recipe.highest)
         self.collected = collectors(recipe.collect, recipe.steps)
         # Parameters without a gradient keep Adam's state empty, so one group serves all phases.
         encoder, head = list(model.parameters()), list(objective.head.parameters())
@@ -142,8 +143,9 @@ class Loop:
         parts = {"encoder": model, "head": objective.head, "optimizer": self.optimizer}
         self.parts: dict[str, Any] = parts  # with a state of their own
         self.best, self.weights = math.nan, self.base
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self.training: set[str] | None = None  # names of what learns at this step
+        self.since = 0  # the update from which these learn
         self.learned: set[str] = set()  # of what ever had a gradient
         self.felt: set[str] = set()  # and one that is not zero
         self.seconds, self.peak = 0.0, 0
@@ -210,19 +212,22 @@ class Loop:
         training = {name for name in names if self.strategy.trains(name, step)}
         if training != self.training:
             if self.training is not None:
-                self._require_sound()
+                self._require_sound(step)
             for name, parameter in names.items():
                 parameter.requires_grad = name in training
-            self.training = training
+            self.training, self.since = training, step
 
-    def _require_sound(self) -> None:
+    def _require_sound(self, done: int) -> None:
         """What is frozen has stayed, what learns has had a gradient: a strategy keeps its word."""
+        numbers = (update * self.recipe.accumulate for update in (self.since, done))
+        complete = self.objective.complete(*numbers)
         for name, parameter in self._named():
             if name in self.learned:
                 continue
-            if parameter.requires_grad:
+            if parameter.requires_grad and complete:
                 raise RuntimeError(f"{self.recipe.strategy}: {name} never had a gradient")
-            if name in self.base and not torch.equal(parameter, self.base[name]):
+            frozen = not parameter.requires_grad and name in self.base
+            if frozen and not torch.equal(parameter, self.base[name]):
                 raise RuntimeError(f"{self.recipe.strategy}: {name} is frozen, but moved")
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -231,16 +236,21 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         """Score dev; strictly better weights are kept."""
-        self._require_sound()
+        self._require_sound(step)
         self.encoder.eval()
         self.objective.head.eval()
         metric = self.objective.metric
         with torch.no_grad():
-            dev = self.objective.dev(self.encoder)
+            scores = self.objective.dev(self.encoder)
+        dev, *others = scores.values()
         if metric.improves(dev, self.best):
             self.best, self.weights = dev, self.strategy.weights()
-        self.history.append({"step": step, "dev": dev})
-        print(f"  step {step}: dev {metric.name} {dev:.2f} (best {self.best:.2f})", flush=True)
+        also = dict(zip([*scores][1:], others))
+        self.history.append({"step": step, "dev": dev} | ({"also": also} if also else {}))
+        said = "".join(f"; {name} {score:.2f}" for name, score in also.items())
+        print(
+            f"  step {step}: dev {metric.name} {dev:.2f} (best {self.best:.2f}){said}", flush=True
+        )
 
     def _save(self, step: int) -> None:
         content = {key: getattr(self, key) for key in KEPT}

@@ -1,4 +1,4 @@
-"""What stage 1 learns: data, a head on the last hidden state, a loss, and a score on dev."""
+"""What stage 1 learns: data, a head on a hidden state, a loss, and a score on dev."""
 
 from __future__ import annotations
 
@@ -43,61 +43,86 @@ class Objective(Protocol):
     def names(self, number: int) -> list[str]:
         """The utterances of micro-batch `number`."""
 
-    def dev(self, encoder: Encoder) -> float:
-        """The dev score in per cent."""
+    def dev(self, encoder: Encoder) -> dict[str, float]:
+        """The dev scores by objective in per cent; the first one selects."""
+
+    def complete(self, first: int, end: int) -> bool:
+        """Whether every objective is among the micro-batches from `first` to before `end`."""
 
 
-class TaskObjective:
-    """The task of a recipe, on the outputs of the frozen CNN: scoring shares them."""
+class OnCorpus:
+    """Batches of an aim's corpus, as outputs of the frozen CNN: scoring shares them."""
 
-    def __init__(self, plan: Plan, store: Store, share: Share = ALL) -> None:
-        """`share`: of the utterances of every micro-batch."""
-        recipe, encoder, self.prepared = plan.recipe, plan.encoder, plan.prepared
-        self.share = share
-        self.specaug, self.heard, self.layer = recipe.specaug, plan.heard, recipe.layer
-        self.task = self.prepared.recipe.kind_of_task()
-        self.metric, frame = self.task.metric, encoder.stride / SAMPLE_RATE
-        self.labels = self.prepared.labels(plan.fold, frame)
+    def __init__(self, plan: Plan, store: Store, share: Share = ALL, number: int = 0) -> None:
+        """`share`: of the utterances of every micro-batch; `number`: of the aim in the recipe."""
+        recipe, encoder, self.prepared = plan.recipe, plan.encoder, plan.corpora[number]
+        self.aim, self.share, self.seed = recipe.aims[number], share, recipe.seed + number
+        self.fold = self.aim.fold_of(self.prepared)
+        self.heard = encoder.heard | self.aim.heard(self.prepared)
         self.device = next(encoder.parameters()).device
-        torch.manual_seed(recipe.seed)
-        head = self.prepared.recipe.new_head(1, encoder.dim, self.labels, recipe.head)
-        self.head: Head = head.to(self.device)
-        split, clips = self.prepared.splits[plan.fold], self.prepared.clips
+        split, clips = self.prepared.splits[self.fold], self.prepared.clips
         samples = torch.tensor([round(clip.seconds * SAMPLE_RATE) for clip in clips])
-        self.sizes = encoder.frames(samples) if head.per_frame else torch.ones(len(clips))
-        windows = self.prepared.windows
-        train, stride = split["train"], encoder.stride
-        self.stream = batches.training(recipe, clips, train, windows, stride, recipe.seed)
+        self.frames = encoder.frames(samples)
+        train, windows = split["train"], self.prepared.windows
+        self.stream = batches.training(recipe, clips, train, windows, encoder.stride, self.seed)
         self.dev_batches = batches.scoring(recipe, clips, split["dev"])
         self.features = provide(encoder, clips, "cnn", store, name=recipe.upstream)
 
-    def loss(self, encoder: Encoder, number: int) -> Tensor:
-        indices = self.share.of(self.stream[number])
-        x, lens = self._last_hidden(encoder, indices)
-        if self.specaug:
-            x = specaug(x, lens)
-        targets = [self.labels.encode(self.prepared.targets[i]) for i in indices]
-        return self.head.loss(self.head.body(x, lens), lens, targets)
-
     def weights(self, numbers: Sequence[int]) -> list[float]:
-        batches = [self.stream[number] for number in numbers]
-        total = float(sum(self.sizes[batch].sum() for batch in batches))
-        return [float(self.sizes[self.share.of(batch)].sum()) / total for batch in batches]
+        all_of = {number: self.stream[number] for number in numbers}
+        total = sum(self.size(number, indices) for number, indices in all_of.items())
+        return [self.size(n, self.share.of(indices)) / total for n, indices in all_of.items()]
+
+    def size(self, number: int, indices: Sequence[int]) -> float:
+        """Of how much the loss of some utterances of a micro-batch is the mean."""
+        raise NotImplementedError
 
     def names(self, number: int) -> list[str]:
         return [self.prepared.items[i].id for i in self.share.of(self.stream[number])]
 
-    def dev(self, encoder: Encoder) -> float:
+    def complete(self, first: int, end: int) -> bool:
+        return first < end
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Outputs of the CNN [B, T, C] and lens [B] in frames."""
+        x, lens = (t.to(self.device) for t in self.features.batch(indices))
+        return x[0], lens
+
+
+class TaskObjective(OnCorpus):
+    """A task: its head on one hidden state, its loss, its metric."""
+
+    def __init__(self, plan: Plan, store: Store, share: Share = ALL, number: int = 0) -> None:
+        super().__init__(plan, store, share, number)
+        recipe, frame = self.prepared.recipe, plan.encoder.stride / SAMPLE_RATE
+        self.task = recipe.kind_of_task()
+        self.metric, self.labels = self.task.metric, self.prepared.labels(self.fold, frame)
+        torch.manual_seed(self.seed)
+        head = recipe.new_head(1, plan.encoder.dim, self.labels, self.aim.head)
+        self.head: Head = head.to(self.device)
+
+    def loss(self, encoder: Encoder, number: int) -> Tensor:
+        indices = self.share.of(self.stream[number])
+        x, lens = self._hidden(encoder, indices)
+        if self.aim.specaug:
+            x = specaug(x, lens)
+        targets = [self.labels.encode(self.prepared.targets[i]) for i in indices]
+        return self.head.loss(self.head.body(x, lens), lens, targets)
+
+    def size(self, number: int, indices: Sequence[int]) -> float:
+        return float(self.frames[indices].sum()) if self.head.per_frame else len(indices)
+
+    def dev(self, encoder: Encoder) -> dict[str, float]:
         items, outputs = list[Item](), list[Any]()
         for indices in self.dev_batches:
-            x, lens = self._last_hidden(encoder, indices)
+            x, lens = self._hidden(encoder, indices)
             outputs += self.head.predict(self.head.body(x, lens), lens)
             items += [self.prepared.items[i] for i in indices]
         records = self.task.records(items, outputs, self.labels)  # trials are of a whole split
-        return self.task.score(records)[self.metric.name]
+        return {self.aim.name: self.task.score(records)[self.metric.name]}
 
-    def _last_hidden(self, encoder: Encoder, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """[B, T, D] and lens [B] in frames."""
-        x, lens = (t.to(self.device) for t in self.features.batch(indices))
-        layer = -1 if self.layer is None else self.layer
-        return encoder.contextual(x[0], lens, lens).layers[layer], lens
+    def _hidden(self, encoder: Encoder, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The hidden state that feeds the head, [B, T, D], and lens [B] in frames."""
+        x, lens = self.batch(indices)
+        layer = -1 if self.aim.layer is None else self.aim.layer
+        return encoder.contextual(x, lens, lens).layers[layer], lens

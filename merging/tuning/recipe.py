@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from torch import Tensor
 
 import upstream
-from downstream import recipe as task_recipes
 from downstream.recipe import named
-from downstream.run.prepare import Prepared, prepare
+from downstream.run.prepare import Prepared
+from merging.tuning.aims import Aim, Masked
 from merging.tuning.collect import collectors
+from upstream.base import Upstream
 from upstream.checkpoints.read import Checkpoint
 from upstream.common import user_code
 from upstream.common.errors import UserError
@@ -32,6 +34,7 @@ from upstream.common.schema import (
     read_yaml,
 )
 from upstream.encoder.encoder import Encoder
+from upstream.resolve import RECIPES, beside, parse
 
 if TYPE_CHECKING:
     from merging.tuning.strategies import Strategy
@@ -59,6 +62,7 @@ LATER: dict[str, Any] = {
     "strategy": "stable", "dropout": None, "attention_dropout": None, "activation_dropout": None,
     "params": {}, "head_lr": None, "layer": None, "collect": [],
     "precision": "float32", "checkpointing": False, "batch_seconds": None,
+    "masked": None, "also": [],
 }  # fmt: skip
 
 
@@ -67,10 +71,11 @@ class TuningRecipe:
     """Everything about one stage-1 run."""
 
     kind: Literal["finetune"]
-    upstream: str
-    task: str  # a task recipe beside this file: its corpus, targets, metric
+    upstream: str  # or a merge recipe beside this file, whose upstream is then the base
+    _: dataclasses.KW_ONLY
+    task: str = ""  # a task recipe beside this file: its corpus, targets, metric
     steps: Positive
-    batch: Positive | None = field(default=None, kw_only=True)  # utterances; or batch_seconds
+    batch: Positive | None = None  # utterances; or batch_seconds
     eval_every: Positive
     lr: Amount = 1e-4
     accumulate: Positive = 1
@@ -94,12 +99,31 @@ class TuningRecipe:
     precision: Literal["float32", "bfloat16"] = "float32"  # of the encoder's products; weights stay
     checkpointing: bool = False  # compute a layer again in the backward pass: slower, less memory
     batch_seconds: Amount | None = None  # of audio with its padding, in place of `batch`
+    masked: Masked | None = None  # in place of a task
+    also: list[Aim] = field(default_factory=list)  # further objectives, in turn with the first
+
+    @property
+    def aims(self) -> list[Aim]:
+        """All objectives, the recipe's own first."""
+        own = ("task", "masked", "head", "specaug", "fold", "layer")
+        first = Aim(1 - sum(aim.share for aim in self.also), **{k: getattr(self, k) for k in own})
+        return [first, *self.also]
+
+    @property
+    def highest(self) -> int | None:
+        """The highest hidden state that an objective hears of; None: the last."""
+        layers = [aim.layer for aim in self.aims]
+        return None if None in layers else max(filter(None, layers), default=0)
 
     def facts(self) -> dict[str, Any]:
         """The recipe as plain values; LATER keys only where they were written."""
         values = dataclasses.asdict(self) | {"strategy": user_code.identity(self.strategy)}
-        if "name" in self.head:
-            values["head"]["name"] = user_code.identity(str(self.head["name"]))
+        for aim in (values, *values["also"]):
+            corpus = aim["masked"]["corpus"] if aim["masked"] else {}
+            corpus.pop("root", None)  # its audio is in the key
+            for part in (aim["head"], corpus):
+                if "name" in part:
+                    part["name"] = user_code.identity(str(part["name"]))
         return {k: v for k, v in values.items() if k not in LATER or v != LATER[k]}
 
     def dropouts(self) -> dict[str, float]:
@@ -115,31 +139,27 @@ class Plan(NamedTuple):
     recipe: TuningRecipe
     encoder: Encoder
     fingerprint: str  # of the encoder before it is tuned
-    prepared: Prepared
+    corpora: tuple[Prepared, ...]  # of each of the recipe's aims
 
     @property
     def key(self) -> str:
         """12 hex digits over all that the tuned weights depend on."""
-        facts = [self.recipe.facts(), self.fingerprint, self.prepared.revision]
+        revisions = [prepared.revision for prepared in self.corpora]
+        facts = [self.recipe.facts(), self.fingerprint, *revisions]
         if self.recipe.accumulate > 1:  # micro-batches of all sizes once counted alike
             facts.append("weighted")
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     @property
-    def fold(self) -> str:
-        """The fold to train on, the first if the recipe names none. Raises UserError."""
-        folds = self.prepared.splits
-        fold = self.recipe.fold or next(iter(folds))
-        if fold not in folds:
-            raise UserError(f"fold {fold!r}: the corpus has {', '.join(folds) or 'none'}")
-        return fold
+    def prepared(self) -> Prepared:
+        """The corpus of the first objective, which selects."""
+        return self.corpora[0]
 
     @property
     def heard(self) -> frozenset[str]:
         """Keys of the clips whose labels the tuned weights have seen, on train and dev."""
-        split = self.prepared.splits[self.fold]
-        clips = self.prepared.audio([*split["train"], *split["dev"]])
-        return self.encoder.heard | {clip.key for clip in clips}
+        pairs = zip(self.recipe.aims, self.corpora)
+        return self.encoder.heard.union(*(aim.heard(prepared) for aim, prepared in pairs))
 
     def folder(self, results: Path) -> Path:
         """Where its upstream is, or will be, built."""
@@ -154,19 +174,25 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Tunin
     collectors(recipe.collect, recipe.steps)
     if (recipe.batch is None) == (recipe.batch_seconds is None):
         raise UserError(f"{path}: needs either batch (utterances) or batch_seconds")
-    task_recipes.load(path.parent / recipe.task).head_constructor(recipe.head, f"{path}: head")
+    if sum(aim.share for aim in recipe.also) >= 1:
+        raise UserError(f"{path}: also: the shares leave nothing for the first objective")
+    names = [aim.name for aim in recipe.aims]
+    for number, aim in enumerate(recipe.aims):
+        aim.check(path.parent, f"{path}: also[{number - 1}]" if number else str(path))
+        if aim.name in names[:number]:
+            raise UserError(f"{path}: also: two objectives are called {aim.name!r}; rename a file")
     return recipe
 
 
 def open_plan(path: Path, results: Path) -> Plan:
-    """A recipe, its upstream with the recipe's dropouts, and its corpus. Raises UserError."""
+    """A recipe, its upstream with the recipe's dropouts, and its corpora. Raises UserError."""
     recipe = load_recipe(path)
-    encoder = upstream.load(recipe.upstream)
+    with opening(path):
+        encoder = load_base(beside(recipe.upstream, path.parent), results)
     if not isinstance(encoder, Encoder):
         raise UserError(f"{path}: upstream {recipe.upstream} has no weights to fine-tune")
-    if recipe.layer is not None and recipe.layer >= encoder.num_layers:
-        most = encoder.num_layers - 1
-        raise UserError(f"{path}: layer: {recipe.upstream} has hidden states 0 to {most}")
+    for aim in recipe.aims:
+        aim.fits(encoder, str(path))
     fingerprint = encoder.fingerprint()
     dropouts, low = recipe.dropouts(), recipe.precision != "float32"
     if dropouts or low:
@@ -175,8 +201,30 @@ def open_plan(path: Path, results: Path) -> Plan:
         encoder = Encoder(weights, encoder.padding, precision)
         encoder.heard = heard
     encoder.model.encoder.checkpointing = recipe.checkpointing
-    prepared = prepare(task_recipes.load(path.parent / recipe.task), results)
-    return Plan(recipe, encoder, fingerprint, prepared)
+    corpora = tuple(aim.prepared(path, results) for aim in recipe.aims)
+    return Plan(recipe, encoder, fingerprint, corpora)
+
+
+def load_base(spec: str, results: Path) -> Upstream:
+    """The upstream of that name; a merge recipe's is built in `results` if it is not there."""
+    name, options = parse(spec)
+    given = {"results": str(results)} if name.endswith(RECIPES) and "results" not in options else {}
+    return upstream.load(spec, **given)
+
+
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Raises UserError if this recipe is what the one that is being opened within it rests on."""
+    if path.resolve() in _open:
+        raise UserError(f"{path}: its upstream is made from itself; name an earlier one")
+    _open.append(path.resolve())
+    try:
+        yield
+    finally:
+        _open.pop()
+
+
+_open: list[Path] = []  # recipes whose upstreams are being made, each for the one before
 
 
 def checkpoint(encoder: Encoder, state: Mapping[str, Tensor], **config: Any) -> Checkpoint:

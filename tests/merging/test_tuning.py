@@ -7,7 +7,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import upstream
 from merging.tuning import build_tuned, loop, tuned_folder
+from merging.tuning.aims import Aim, Masked
 from merging.tuning.log import Log
 from merging.tuning.objectives import TaskObjective
-from merging.tuning.recipe import LATER, STRATEGIES, Plan, TuningRecipe, load_recipe, open_plan
+from merging.tuning.recipe import LATER, STRATEGIES, TuningRecipe, load_recipe, open_plan
 from merging.tuning.strategies import Stable, Strategy
 from upstream.common import PROJECT
 from upstream.common.errors import UserError
@@ -92,6 +93,7 @@ def test_head_only_phase_leaves_the_upstream_alone(recipes: Path, tmp_path: Path
 
 LATER_VALUES = (
     "regular", 0.0, 0.0, 0.0, {"rank": 2}, 1e-3, 1, ["swa-0.5"], "bfloat16", True, 8.0,
+    Masked({}), [Aim(0.5, "word.yaml")],
 )  # fmt: skip
 
 
@@ -106,7 +108,8 @@ def test_a_key_that_came_later_changes_a_build_only_where_it_is_written(recipes:
         ).split()
     )
     for key, value in zip(LATER, LATER_VALUES, strict=True):
-        assert dataclasses.replace(recipe, **{key: value}).facts()[key] == value
+        plain = dataclasses.asdict(dataclasses.replace(recipe, **{key: value}))[key]
+        assert dataclasses.replace(recipe, **{key: value}).facts()[key] == plain
 
 
 def test_dropouts_are_the_upstreams_own_or_the_recipes(recipes: Path, tmp_path: Path) -> None:
@@ -334,42 +337,6 @@ def test_other_strategies_fit_and_resume(
     folder = same_after_a_stop(recipe, tmp_path, monkeypatch, 8)
     moved = {module: share for module, share in record(folder)["moved"].items() if share}
     assert ("layer 2" in moved) and (made is Averaged or set(moved) == {"layer 2"})
-
-
-class Mixture:
-    """Two tasks in turn; the first one's dev score selects."""
-
-    def __init__(self, *parts: TaskObjective) -> None:
-        self.parts, self.metric = parts, parts[0].metric
-        self.head = nn.ModuleList(part.head for part in parts)
-        self.heard = frozenset().union(*(part.heard for part in parts))
-
-    def loss(self, encoder: Any, number: int) -> Tensor:
-        turn, which = divmod(number, len(self.parts))
-        return self.parts[which].loss(encoder, turn)
-
-    def weights(self, numbers: Sequence[int]) -> list[float]:
-        return [1 / len(numbers)] * len(numbers)
-
-    def names(self, number: int) -> list[str]:
-        turn, which = divmod(number, len(self.parts))
-        return self.parts[which].names(turn)
-
-    def dev(self, encoder: Any) -> float:
-        return self.parts[0].dev(encoder)
-
-
-def test_several_objectives_can_be_mixed(recipes: Path, tmp_path: Path) -> None:
-    plans = [
-        open_plan(recipes / f"{n}.yaml", tmp_path / "r") for n in ("finetune", "finetune_word")
-    ]
-    parts = [TaskObjective(plan, Store(tmp_path / "cache")) for plan in plans]
-    plan: Plan = plans[0]._replace(recipe=dataclasses.replace(plans[0].recipe, accumulate=2))
-    running = loop.Loop(plan, Mixture(*parts), tmp_path / "state.pt")
-    running.run("mixed")
-    assert len(running.history) == 4 and {"head.0.linear.weight", "head.1.linear.weight"} <= (
-        running.learned
-    )
 
 
 def test_every_update_is_logged(recipes: Path, tmp_path: Path) -> None:
