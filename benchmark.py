@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> None:
     from downstream.report.groups import name
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
-    from merging.requests import requests
+    from merging.requests import costs, requests
 
     how, suite = settings(args), suite_folder(args.suite)
     if args.from_scratch:
@@ -216,6 +216,7 @@ def run(args: argparse.Namespace) -> None:
     tuned = [each.name for each in work.identities if each.name.split(":")[0] == "finetuned"]
     references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned])))
     print(table.show(table.summary(mine, suite.name, references)))
+    print("".join(f"{line}\n" for line in costs(upstreams)), end="")
     written = table.write(args.results, results, references)
     print(f"written: {', '.join(map(str, written))}")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from merging.cost import cost_text
 from upstream.checkpoints.write import CONVERTED
 from upstream.common import disk
 
@@ -18,14 +19,13 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    memory, stored = (record[key] / 1e9 for key in ("peak_memory_bytes", "stored_bytes"))
-    seconds = f"{record['seconds']:.0f} s"
-    cost = f"{seconds}, at most {memory:.2f} GB of memory, {stored:.2f} GB of weights"
     rows = ((module, f"{100 * share:.3f} %") for module, share in record["moved"].items())
     recipe = (f"{key}: {value}" for key, value in record["recipe"].items() if value != "")
     return [
         "# Fine-tuned upstream\n",
-        *_facts({**record, "cost": cost}, ("base", "metric", "best_dev", "created", "cost")),
+        *_facts(
+            {**record, "cost": cost_text(record)}, ("base", "metric", "best_dev", "created", "cost")
+        ),
         "",
         *_table(("module", "moved from the base by"), rows),
         "Recipe:\n",
@@ -46,6 +46,7 @@ def _merged(folder: Path, record: Mapping[str, Any]) -> list[str]:
         "arXiv 2502.12672). alpha is the weight of the fine-tuned side: 0 is the base.\n",
         "## How it was made\n",
         *_facts(record, ("base", "tuned", "method", "params", "licence", "created")),
+        *_facts({"cost": cost_text(record)}, ("cost",)),
         *_facts(record["recipe"], ("only", "pos_conv", "several", "origin")),
         f"- fingerprints: {_shown({key: prints[key] for key in ('base', 'tuned', 'merged')})}\n",
         "Again, byte for byte the same weights:\n",

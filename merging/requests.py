@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -13,8 +15,10 @@ from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions
 from merging import choose as choosing
 from merging.choose import BASE, Choice, Dev
+from merging.cost import cost_text
 from merging.merged import Undecided, folder_of, open_merge, settled_spec, tuned_spec
 from merging.recipe import MADE, YAML, MergeRecipe, altered, load_recipe
+from merging.tuning.loop import RECORD as TUNED
 from merging.tuning.recipe import TuningRecipe, open_plan, opening
 from merging.tuning.recipe import load_recipe as load_tuning
 from merging.write import RECORD, as_encoder
@@ -24,6 +28,7 @@ from upstream.resolve import beside, call, canonical, parse, split_specs
 
 BUILT = ("merged", "finetuned")
 Untrained = tuple[TuningRecipe, tuple[Prepared, ...]]  # with the corpora of its objectives
+RECORDS = (RECORD, TUNED)
 NUMBER = r"[-+]?\.?\d[\d.eE+-]*"
 # Commas part upstreams, but not the numbers of a curve: merged:alpha=0,0.25,1
 CURVE = re.compile(rf"\balpha=\s*{NUMBER}(?:\s*,\s*{NUMBER})+(?=[,:]|\s*$)")
@@ -162,6 +167,17 @@ def unbuilt(request: Request) -> Unbuilt | None:
     inner = unbuilt(like) if like is _settled(like, None) else None
     like = inner.like if inner else like
     return Unbuilt(", ".join(waiting) or "merging", like, sum(map(_seconds, untrained)))
+
+
+def costs(requests: Sequence[Request]) -> list[str]:
+    """What building them took, a line each, of those that were built here and tell it."""
+    lines = []
+    for each in requests:
+        for name in RECORDS:
+            with contextlib.suppress(OSError, ValueError):  # no record, or no longer one
+                record = json.loads((Path(parse(each.spec)[0]) / name).read_text())
+                lines += [f"cost of {each.name}: {text}"] if (text := cost_text(record)) else []
+    return lines
 
 
 def _seconds(untrained: Untrained) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +17,7 @@ import upstream
 from downstream.report.results import finite, provenance
 from merging.card import effective_text, write_card
 from merging.choose import Choice
+from merging.cost import cost, peak_bytes
 from merging.methods import STATISTICS
 from merging.recipe import MergeRecipe, command
 from merging.tuning.recipe import checkpoint
@@ -87,7 +89,7 @@ class Written(NamedTuple):
 
 def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
     """Merge encoders into an `hf` folder, or a `model.pt` of `s3prl` or `fairseq`. UserError."""
-    base, report = merge.base, Report()
+    base, report, begun = merge.base, Report(), time.monotonic()
     file = "" if form == "hf" else "model.pt"
     _begin(output)
     with ThreadPoolExecutor(1) as pool:  # digests do not wait for merging, nor merging for them
@@ -113,13 +115,14 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
         "base_fingerprint": first,
         "fingerprints": {"base": first, "tuned": others, "merged": last},
         "choose": dataclasses.asdict(merge.choice) if merge.choice else None,
+        **cost(time.monotonic() - begun, peak_bytes(), state),
     }
     return _finish(merge.plan, merge.recipe, output, form, report, facts)
 
 
 def write_same(plan: MergeRecipe, recipe: Path, tuned: Sequence[str], output: Path) -> Written:
     """Merge files as they are: any architecture, if its tensors have the same names. UserError."""
-    names, report = [plan.base, *tuned], Report()
+    names, report, begun = [plan.base, *tuned], Report(), time.monotonic()
     states = [without_pretraining(container.open_container(name).state) for name in names]
     for name, state in zip(names, states):
         _require_own_config(Path(name), state)
@@ -139,6 +142,7 @@ def write_same(plan: MergeRecipe, recipe: Path, tuned: Sequence[str], output: Pa
         "tuned": names[1:],
         "file": "" if source.is_dir() else source.name,
         "fingerprints": {"base": prints[0], "tuned": prints[1:-1], "merged": prints[-1]},
+        **cost(time.monotonic() - begun, peak_bytes(), weights),
     }
     return _finish(plan, recipe, output, "same", report, facts)
 

@@ -47,6 +47,7 @@ def test_main_job_scores_compares_and_resumes(
     out = capsys.readouterr().out
     assert "12 to compute" in out  # base, finetuned, merged; two tasks; two seeds
     assert "finetuned" in out and "paired by utterance" in out
+    assert "cost of finetuned: " in out and "cost of merged: " in out and " M weights learnt" in out
     first = scores(results)
     assert len(first) == 12
     assert (results / "table.csv").is_file() and (results / "table.md").is_file()

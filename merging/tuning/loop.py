@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import nn
 
 from downstream.report.results import provenance
 from merging.card import write_card
+from merging.cost import cost, peak_bytes
 from merging.tuning.collect import collectors
 from merging.tuning.log import LOG, Log
 from merging.tuning.mixture import objective_of
@@ -103,9 +102,8 @@ def train(plan: Plan, folder: Path, store: Store) -> None:
         "best_dev": loop.best,
         "history": loop.history,
         "moved": moved,
-        "seconds": loop.seconds,
-        "peak_memory_bytes": loop.peak,
-        "stored_bytes": sum(t.numel() * t.element_size() for t in loop.weights.values()),
+        "learned_parameters": loop.size(),
+        **cost(loop.seconds, loop.peak, loop.weights),
         **provenance(),
     }
     disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
@@ -206,6 +204,11 @@ class Loop:
             for each in wanted:
                 each.add(step + 1, weights)
 
+    def size(self) -> int:
+        """How many of the encoder's values have learnt, those of adapters among them."""
+        named = self.encoder.model.named_parameters()
+        return sum(p.numel() for name, p in named if name in self.learned)
+
     def _choose(self, step: int) -> None:
         """Let the strategy say what learns."""
         names = dict(self.encoder.model.named_parameters())
@@ -285,11 +288,3 @@ def _above(encoder: Encoder, layer: int | None) -> list[str]:
         return []
     final = ["norm"] if encoder.stable else []  # of pre-norm layers it comes after the last one
     return [*(f"layer {k}" for k in range(layer + 1, encoder.num_layers)), *final]
-
-
-def peak_bytes() -> int:
-    """The most memory that was ever in use: the GPU's if one is used, else this process's."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -29,6 +29,9 @@ RECORD: dict[str, Any] = {
         "dev": {"asr": {"0": 10.0, "0.1": 8.0}},
         "metric": {"asr": "wer"}, "regret": {"asr": 1.5},
     },
+    "seconds": 3.14159,
+    "peak_memory_bytes": 1_234_000_000,
+    "stored_bytes": 378_000_000,
     "created": "2026-01-01T00:00:00+00:00",
 }  # fmt: skip
 
@@ -44,6 +47,7 @@ def test_the_card_of_a_merge(tmp_path: Path) -> None:
     for line in (
         "- base: hubert_base",
         "- licence: Apache-2.0",
+        "- cost: 3.14 s, at most 1.23 GB of memory, 0.38 GB stored",
         "- only: attention",
         "- fingerprints: base aaa, tuned bbb, merged ccc",
         "benchmark.py merge recipes/demo/merged.yaml --output merged",
@@ -60,6 +64,11 @@ def test_the_card_of_a_merge(tmp_path: Path) -> None:
     assert "kernels differ by 1.23 % here" in text
     assert "slerp" not in text and "not checked" not in text
     assert text.count("```") % 2 == 0
+
+
+def test_a_record_from_before_costs_were_noted_has_a_card(tmp_path: Path) -> None:
+    write_card(tmp_path, {key: value for key, value in RECORD.items() if key != "seconds"})
+    assert "- cost" not in (tmp_path / "README.md").read_text()
 
 
 def test_what_does_not_apply_is_not_said(tmp_path: Path) -> None:
@@ -92,11 +101,14 @@ def test_the_card_of_a_fine_tuning(tmp_path: Path) -> None:
         "recipe": {"upstream": "hubert_demo", "steps": 800, "name": ""},
         "base": "hubert_demo", "metric": "accuracy", "best_dev": 76.5, "seconds": 75.123,
         "peak_memory_bytes": 1_234_000_000, "stored_bytes": 378_000_000,
+        "learned_parameters": 4_700_000,
         "moved": {"cnn": 0.0, "layer 1": 0.13},
     }  # fmt: skip
     write_card(tmp_path, record)
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# Fine-tuned upstream\n")
     assert "| layer 1 | 13.000 % |" in text and "- best dev: 76.5" in text
-    assert "- cost: 75 s, at most 1.23 GB of memory, 0.38 GB of weights\n" in text
+    assert (
+        "- cost: 75.1 s, at most 1.23 GB of memory, 0.38 GB stored, 4.7 M weights learnt\n" in text
+    )
     assert "steps: 800" in text and "name:" not in text

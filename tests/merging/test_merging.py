@@ -284,3 +284,5 @@ def test_a_recipe_calibrates_what_its_method_needs(
     assert upstream.load("merged", **where).fingerprint() == merged.fingerprint()
     out = interpolation.write(load_recipe(path), path, tmp_path / "out", tmp_path / "r")
     assert out.record["fingerprints"]["merged"] == merged.fingerprint()
+    assert out.record["stored_bytes"] == 4 * sum(p.numel() for p in merged.model.parameters())
+    assert out.record["seconds"] > 0 and out.record["peak_memory_bytes"] > 1e7

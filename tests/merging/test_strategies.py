@@ -51,6 +51,11 @@ def test_every_strategy_acts_on_every_family(
     learns = {n for n in old if n.endswith(("q_proj.weight", "v_proj.weight"))}
     assert moved == learns if name in ("lora", "dora") else moved > learns
     assert not any("feature_extractor" in name for name in moved)
+    learned = record(folder)["learned_parameters"]
+    adapted = 8 * sum(sum(old[name].shape) for name in learns)  # rank 8: [out, 8] and [8, in]
+    rows = sum(len(old[name]) for name in learns)
+    whole = sum(old[name].numel() for name in moved)
+    assert learned == {"lora": adapted, "dora": adapted + rows}.get(name, whole)
     wavs, lens = torch.stack(tiny.noise(8000)), torch.tensor([8000])
     with torch.no_grad():
         change = (after(wavs, lens).layers - before(wavs, lens).layers).abs().amax((1, 2, 3))

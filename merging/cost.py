@@ -1,0 +1,39 @@
+"""What it took to build an upstream: in every record, on its card, under the table of a run."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEYS = ("seconds", "peak_memory_bytes", "stored_bytes")
+
+
+def cost(seconds: float, peak: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """For a record: wall clock, the most memory in use (see `peak_bytes`), the size of weights."""
+    stored = sum(t.numel() * t.element_size() for t in weights.values())
+    return dict(zip(KEYS, (seconds, peak, stored)))
+
+
+def peak_bytes() -> int:
+    """The most memory that was ever in use: the GPU's if one is used, else this process's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cost_text(record: Mapping[str, Any]) -> str:
+    """A record's cost in words; "" for one from before it was noted."""
+    if any(key not in record for key in KEYS):
+        return ""
+    seconds, memory, stored = (record[key] for key in KEYS)
+    parts = [f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"]
+    parts += [f"at most {memory / 1e9:.2f} GB of memory", f"{stored / 1e9:.2f} GB stored"]
+    if (learned := record.get("learned_parameters")) is not None:
+        parts.append(f"{learned / 1e6:.3g} M weights learnt")
+    return ", ".join(parts)
