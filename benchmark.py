@@ -347,9 +347,11 @@ def predict(args: argparse.Namespace) -> None:
 def finetune(args: argparse.Namespace) -> None:
     """Stage 1, stable fine-tuning: finetune recipes/demo/finetune.yaml"""
     from merging.tuning import build_tuned
+    from merging.tuning.ranks import joined
 
     writable(args.output or args.results)
-    print(build_tuned(args.recipe, args.results, args.output))
+    with joined() as ranks:
+        print(build_tuned(args.recipe, args.results, args.output, ranks))
 
 
 def merge(args: argparse.Namespace) -> None:

@@ -40,6 +40,10 @@ class FrameLabels(Head):
         total = F.cross_entropy(logits.transpose(1, 2), right, reduction="sum")
         return total / (right != UNLABELLED).sum().clamp(min=1)
 
+    def counts(self, frames: int, target: Sequence[Any]) -> float:
+        """Its labelled frames."""
+        return len({k for _, first, end in target for k in range(first, min(end, frames))})
+
     def predict(self, logits: Tensor, lens: Tensor) -> list[Any]:
         """The class of each frame: [T] NumPy."""
         best = logits.argmax(-1).cpu().numpy()

@@ -24,8 +24,6 @@ class Head(nn.Module):
     (s3prl upstream/interfaces.py, Featurizer). One layer has no weight.
     """
 
-    per_frame = False  # whether `loss` is a mean over valid frames, rather than over utterances
-
     def __init__(self, layers: int) -> None:
         super().__init__()
         self.sizes: tuple[int, ...] = ()  # of several questions, the classes of each
@@ -48,6 +46,10 @@ class Head(nn.Module):
     def loss(self, logits: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
         """Scalar training loss; targets are class indices per utterance."""
         raise NotImplementedError
+
+    def counts(self, frames: int, target: Sequence[Any]) -> float:
+        """How much an utterance counts in `loss`, a mean over the utterances of a batch."""
+        return 1.0
 
     def predict(self, logits: Tensor, lens: Tensor) -> list[Any]:
         """Class indices per utterance, or whatever else the task makes its records from."""

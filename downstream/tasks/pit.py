@@ -20,8 +20,6 @@ class RecurrentPIT(Head):
     Trained with the permutation-invariant loss (s3prl downstream/diarization/model.py, utils.py).
     """
 
-    per_frame = True
-
     def __init__(
         self, layers: int, dim: int, classes: int, *, hidden: Width = 512, depth: Depth = 1
     ) -> None:
@@ -51,6 +49,10 @@ class RecurrentPIT(Head):
         ]
         sums = torch.stack([(loss.mean(2) * mask).sum(1) for loss in each])
         return sums.min(0).values.sum() / lens.sum()
+
+    def counts(self, frames: int, target: Sequence[Any]) -> float:
+        """Its frames."""
+        return frames
 
     def predict(self, logits: Tensor, lens: Tensor) -> list[Any]:
         """How sure it is of each speaker in each frame: [T, speakers] in 0..1, NumPy."""

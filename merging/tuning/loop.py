@@ -7,6 +7,7 @@ last hidden state (no weighted sum) to the head, the weights that are best on de
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -24,6 +25,7 @@ from merging.tuning.collect import collectors
 from merging.tuning.log import LOG, Log
 from merging.tuning.mixture import objective_of
 from merging.tuning.objectives import Objective
+from merging.tuning.ranks import ALONE, Ranks
 from merging.tuning.recipe import STRATEGIES, Plan, checkpoint, open_plan
 from merging.weights.movement import movement
 from upstream.checkpoints import HEARD
@@ -53,17 +55,23 @@ def schedule(step: int, steps: int, warmup: float = 0.1, hold: float = 0.4) -> f
     return min(up, max(0.0, (steps - step) / max(1, steps - fall)))
 
 
-def build_tuned(path: Path, results: Path, output: Path | None = None) -> Path:
+def build_tuned(
+    path: Path, results: Path, output: Path | None = None, ranks: Ranks = ALONE
+) -> Path:
     """The folder with the recipe's fine-tuned upstream; trained now if it is not there. UserError.
 
-    Interrupted training goes on where it was; another process that trains it is waited for.
+    Interrupted training goes on where it was; another process that trains it is waited for. All
+    of `ranks` call this together, and see the same files.
     """
-    plan = open_plan(path, results)
+    with ranks.in_turn():
+        plan = open_plan(path, results)
+    if ranks.tell(plan.key) != plan.key:
+        raise UserError(f"{path}: is not the same on all hosts, or its corpus or upstream is not")
     folder = output or plan.folder(results)
-    if not (folder / WEIGHTS).exists():
-        with disk.lease(folder, wait=True):
-            if not (folder / WEIGHTS).exists():
-                train(plan, folder, Store(results / "cache"))
+    if ranks.tell(not (folder / WEIGHTS).exists()):
+        with disk.lease(folder, wait=True) if ranks.first else contextlib.nullcontext():
+            if ranks.tell(not (folder / WEIGHTS).exists()):
+                train(plan, folder, Store(results / "cache"), ranks)
     try:
         record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
@@ -79,13 +87,22 @@ def _write_heard(folder: Path, trained: Plan | Objective) -> None:
     disk.write(folder / HEARD, "".join(f"{key}\n" for key in sorted(trained.heard)))
 
 
-def train(plan: Plan, folder: Path, store: Store) -> None:
+def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
     """Fine-tune on what the recipe aims at, and write the folder."""
     encoder, recipe = plan.encoder, plan.recipe
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    objective = objective_of(plan, store)
-    loop = Loop(plan, objective, folder / "state.pt")
+    _, portion = ranks.shares(recipe.accumulate)
+    if recipe.batch is not None and portion.parts > recipe.batch:
+        many = f"{ranks.world} processes cannot share {recipe.accumulate} x {recipe.batch}"
+        raise UserError(f"{many} utterances an update: take fewer, or a number that divides it")
+    plan = plan._replace(share=portion)
+    with ranks.in_turn():
+        objective = objective_of(plan, store)
+    loop = Loop(plan, objective, folder / "state.pt", ranks)
     loop.run(f"fine-tuning {recipe.upstream} on {', '.join(aim.name for aim in recipe.aims)}")
+    if not ranks.first:
+        ranks.tell(None)
+        return
     moved = movement(loop.base, loop.weights)
     for module, share in moved.items():
         print(f"  {module:<12} moved {100 * share:7.3f} %" + ("  (frozen)" * (share == 0)))
@@ -103,6 +120,7 @@ def train(plan: Plan, folder: Path, store: Store) -> None:
         "history": loop.history,
         "moved": moved,
         "learned_parameters": loop.size(),
+        "processes": ranks.world,
         **cost(loop.seconds, loop.peak, loop.weights),
         **provenance(),
     }
@@ -114,13 +132,15 @@ def train(plan: Plan, folder: Path, store: Store) -> None:
         to_folder(checkpoint(encoder, each.weights), folder / each.name)
     to_folder(weights, folder)  # the weights last: they say that the folder is complete
     loop.place.unlink(missing_ok=True)
+    ranks.tell(None)
 
 
 class Loop:
     """The updates of one run, each a function of its number: a resumed run is exact."""
 
-    def __init__(self, plan: Plan, objective: Objective, place: Path) -> None:
+    def __init__(self, plan: Plan, objective: Objective, place: Path, ranks: Ranks = ALONE) -> None:
         """`place`: the file with the state of an interrupted run."""
+        self.ranks, (self.mine, _) = ranks, ranks.shares(plan.recipe.accumulate)
         self.recipe, self.encoder, self.objective = plan.recipe, plan.encoder, objective
         self.place, self.key = place, plan.key
         self.log = Log(place.with_name(LOG))
@@ -151,7 +171,11 @@ class Loop:
     def run(self, what: str) -> None:
         """Train from where the last process was; then `weights` are the best on dev."""
         steps, first = self.recipe.steps, self._restore()
-        self.log.cut(first)
+        if self.ranks.tell(first) != first:
+            raise UserError(f"{self.place}: all hosts must share this folder")
+        self.ranks.align(self.parameters)
+        if self.ranks.first:
+            self.log.cut(first)
         begun = saved = time.monotonic()
         before = self.seconds
         for step in progress(range(first, steps), what, steps, first):
@@ -160,7 +184,7 @@ class Loop:
                 self._evaluate(step + 1)
             now = time.monotonic()
             self.seconds, self.peak = before + now - begun, max(self.peak, peak_bytes())
-            if now - saved > SAVE_SECONDS:
+            if now - saved > SAVE_SECONDS and self.ranks.first:
                 self._save(step + 1)
                 saved = now
         if idle := sorted(self.learned - self.felt):
@@ -172,13 +196,16 @@ class Loop:
         for group in self.optimizer.param_groups:
             factor = schedule(step, recipe.steps, recipe.warmup, recipe.hold)
             group["lr"] = group["initial_lr"] * factor
-        torch.manual_seed(recipe.seed * 1_000_003 + step)
+        # above all of these numbers, each process has dropout of its own
+        torch.manual_seed(recipe.seed * 1_000_003 + step + (self.ranks.rank << 52))
         self.encoder.train()
         self.objective.head.train()
         self.optimizer.zero_grad()
         numbers = range(step * recipe.accumulate, (step + 1) * recipe.accumulate)
         total = 0.0
-        for number, weight in zip(numbers, self.objective.weights(numbers)):
+        for number, weight in self.mine.of([*zip(numbers, self.objective.weights(numbers))]):
+            if not weight:
+                continue
             loss = self.objective.loss(self.encoder, number)
             if not torch.isfinite(loss):
                 names = ", ".join(self.objective.names(number))
@@ -188,6 +215,7 @@ class Loop:
                 )
             (weight * loss).backward()
             total += weight * loss.item()
+        total = self.ranks.add_up(self.parameters, total)
         if (penalty := self.strategy.penalty()) is not None:
             penalty.backward()
         given = {name: p.grad for name, p in self._named() if p.grad is not None}
@@ -197,7 +225,9 @@ class Loop:
         if torch.isfinite(norm):
             self.optimizer.step()
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.log.add(step=step + 1, loss=total, lr=rates[0], head_lr=rates[1], norm=norm.item())
+        facts = {"loss": total, "lr": rates[0], "head_lr": rates[1], "norm": norm.item()}
+        if self.ranks.first:
+            self.log.add(step=step + 1, **facts)
         self.strategy.after_step(step)
         if wanted := [each for each in self.collected if each.wants(step + 1)]:
             weights = self.strategy.weights()
@@ -244,7 +274,8 @@ class Loop:
         self.objective.head.eval()
         metric = self.objective.metric
         with torch.no_grad():
-            scores = self.objective.dev(self.encoder)
+            scores = self.objective.dev(self.encoder) if self.ranks.first else {}
+        scores = self.ranks.tell(scores)
         dev, *others = scores.values()
         if metric.improves(dev, self.best):
             self.best, self.weights = dev, self.strategy.weights()

@@ -20,7 +20,6 @@ from downstream.base import Metric
 from downstream.tasks.metrics import success_rate
 from merging.pretraining import targets as kmeans
 from merging.tuning.objectives import OnCorpus
-from merging.tuning.ranks import ALL, Share
 from merging.tuning.recipe import Plan
 from upstream.base import valid
 from upstream.checkpoints.tensor_files import guarded
@@ -54,8 +53,8 @@ class MaskedObjective(OnCorpus):
 
     metric = Metric("masked_accuracy", "MASKED ACC", "higher", success_rate)
 
-    def __init__(self, plan: Plan, store: Store, share: Share = ALL, number: int = 0) -> None:
-        super().__init__(plan, store, share, number)
+    def __init__(self, plan: Plan, store: Store, number: int = 0) -> None:
+        super().__init__(plan, store, number)
         assert self.aim.masked is not None
         self.masked = self.aim.masked
         torch.manual_seed(self.seed)
@@ -71,7 +70,7 @@ class MaskedObjective(OnCorpus):
         return loss
 
     def size(self, number: int, indices: Sequence[int]) -> float:
-        return sum(float(self.mask(number, i, int(self.frames[i])).sum()) for i in indices)
+        return sum(float(self.mask(number, i, self.frames[i]).sum()) for i in indices)
 
     def dev(self, encoder: Encoder) -> dict[str, float]:
         hits, total = 0, 0

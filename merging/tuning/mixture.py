@@ -9,16 +9,15 @@ from torch import Tensor, nn
 
 from merging.tuning.masked import MaskedObjective
 from merging.tuning.objectives import Objective, TaskObjective
-from merging.tuning.ranks import ALL, Share
 from merging.tuning.recipe import Plan
 from upstream.encoder.encoder import Encoder
 from upstream.features.store import Store
 
 
-def objective_of(plan: Plan, store: Store, share: Share = ALL) -> Objective:
-    """What a recipe asks for; `share`: of the utterances of every micro-batch. UserError."""
+def objective_of(plan: Plan, store: Store) -> Objective:
+    """What a recipe asks for. Raises UserError."""
     kinds = [MaskedObjective if aim.masked else TaskObjective for aim in plan.recipe.aims]
-    parts = [kind(plan, store, share, number) for number, kind in enumerate(kinds)]
+    parts = [kind(plan, store, number) for number, kind in enumerate(kinds)]
     if len(parts) == 1:
         return parts[0]
     also = plan.recipe.also

@@ -12,7 +12,6 @@ from downstream.base import Item, Metric
 from downstream.tasks.heads import Head
 from downstream.tasks.specaug import specaug
 from merging.tuning import batches
-from merging.tuning.ranks import ALL, Share
 from merging.tuning.recipe import Plan
 from upstream.base import SAMPLE_RATE
 from upstream.encoder.encoder import Encoder
@@ -53,25 +52,25 @@ class Objective(Protocol):
 class OnCorpus:
     """Batches of an aim's corpus, as outputs of the frozen CNN: scoring shares them."""
 
-    def __init__(self, plan: Plan, store: Store, share: Share = ALL, number: int = 0) -> None:
-        """`share`: of the utterances of every micro-batch; `number`: of the aim in the recipe."""
+    def __init__(self, plan: Plan, store: Store, number: int = 0) -> None:
+        """`number`: of the aim in the recipe."""
         recipe, encoder, self.prepared = plan.recipe, plan.encoder, plan.corpora[number]
-        self.aim, self.share, self.seed = recipe.aims[number], share, recipe.seed + number
+        self.aim, self.share, self.seed = recipe.aims[number], plan.share, recipe.seed + number
         self.fold = self.aim.fold_of(self.prepared)
         self.heard = encoder.heard | self.aim.heard(self.prepared)
         self.device = next(encoder.parameters()).device
         split, clips = self.prepared.splits[self.fold], self.prepared.clips
         samples = torch.tensor([round(clip.seconds * SAMPLE_RATE) for clip in clips])
-        self.frames = encoder.frames(samples)
+        self.frames = encoder.frames(samples).tolist()
         train, windows = split["train"], self.prepared.windows
         self.stream = batches.training(recipe, clips, train, windows, encoder.stride, self.seed)
         self.dev_batches = batches.scoring(recipe, clips, split["dev"])
         self.features = provide(encoder, clips, "cnn", store, name=recipe.upstream)
 
     def weights(self, numbers: Sequence[int]) -> list[float]:
-        all_of = {number: self.stream[number] for number in numbers}
-        total = sum(self.size(number, indices) for number, indices in all_of.items())
-        return [self.size(n, self.share.of(indices)) / total for n, indices in all_of.items()]
+        whole = {number: self.stream[number] for number in numbers}
+        total = sum(self.size(number, indices) for number, indices in whole.items()) or 1.0
+        return [self.size(n, self.share.of(indices)) / total for n, indices in whole.items()]
 
     def size(self, number: int, indices: Sequence[int]) -> float:
         """Of how much the loss of some utterances of a micro-batch is the mean."""
@@ -92,8 +91,8 @@ class OnCorpus:
 class TaskObjective(OnCorpus):
     """A task: its head on one hidden state, its loss, its metric."""
 
-    def __init__(self, plan: Plan, store: Store, share: Share = ALL, number: int = 0) -> None:
-        super().__init__(plan, store, share, number)
+    def __init__(self, plan: Plan, store: Store, number: int = 0) -> None:
+        super().__init__(plan, store, number)
         recipe, frame = self.prepared.recipe, plan.encoder.stride / SAMPLE_RATE
         self.task = recipe.kind_of_task()
         self.metric, self.labels = self.task.metric, self.prepared.labels(self.fold, frame)
@@ -110,7 +109,8 @@ class TaskObjective(OnCorpus):
         return self.head.loss(self.head.body(x, lens), lens, targets)
 
     def size(self, number: int, indices: Sequence[int]) -> float:
-        return float(self.frames[indices].sum()) if self.head.per_frame else len(indices)
+        targets = (self.labels.encode(self.prepared.targets[i]) for i in indices)
+        return sum(self.head.counts(self.frames[i], t) for i, t in zip(indices, targets))
 
     def dev(self, encoder: Encoder) -> dict[str, float]:
         items, outputs = list[Item](), list[Any]()

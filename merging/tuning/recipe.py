@@ -18,6 +18,7 @@ from downstream.recipe import named
 from downstream.run.prepare import Prepared
 from merging.tuning.aims import Aim, Masked
 from merging.tuning.collect import collectors
+from merging.tuning.ranks import ALL, Portion
 from upstream.base import Upstream
 from upstream.checkpoints.read import Checkpoint
 from upstream.common import user_code
@@ -140,6 +141,7 @@ class Plan(NamedTuple):
     encoder: Encoder
     fingerprint: str  # of the encoder before it is tuned
     corpora: tuple[Prepared, ...]  # of each of the recipe's aims
+    share: Portion = ALL  # of every micro-batch: what this process trains on
 
     @property
     def key(self) -> str:

@@ -19,10 +19,11 @@ from torch import Tensor
 import upstream
 from merging.tuning import build_tuned, loop
 from merging.tuning.objectives import TaskObjective
-from merging.tuning.ranks import ALL, Share
+from merging.tuning.ranks import ALL, Portion
 from merging.tuning.recipe import Plan, load_recipe, open_plan
 from tests import tiny
 from tests.merging.test_tuning import changed, record
+from upstream.checkpoints.tensor_names import module_of
 from upstream.encoder.transformer import Layer
 from upstream.features.store import Store
 
@@ -131,8 +132,8 @@ def test_shares_of_a_batch_are_the_batch(plan: Plan, tmp_path: Path, parts: int)
     store, heard = Store(tmp_path / "cache"), []
     train = plan.prepared.splits[""]["train"][:10]
 
-    def gradients(share: Share) -> tuple[list[Tensor | None], float]:
-        objective = TaskObjective(plan, store, share)
+    def gradients(share: Portion) -> tuple[list[Tensor | None], float]:
+        objective = TaskObjective(plan._replace(share=share), store)
         objective.stream = Cut([train])  # type: ignore[assignment]
         (weight,) = objective.weights([0])
         plan.encoder.zero_grad()
@@ -145,7 +146,7 @@ def test_shares_of_a_batch_are_the_batch(plan: Plan, tmp_path: Path, parts: int)
     whole, weight = gradients(ALL)
     assert weight == 1
     heard.clear()
-    shares = [gradients(Share(k, parts)) for k in range(parts)]
+    shares = [gradients(Portion(k, parts)) for k in range(parts)]
     assert sum(weight for _, weight in shares) == pytest.approx(1)
     assert sorted(heard) == sorted(plan.prepared.items[i].id for i in train), "each once"
     for each, *split in zip(whole, *(given for given, _ in shares)):
@@ -241,3 +242,33 @@ def test_low_precision_is_of_the_products_alone(recipes: Path, tmp_path: Path) -
     assert {p.dtype for p in tuned.parameters()} == {torch.float32}
     assert tuned.fingerprint() == record(folder)["fingerprint"], "an ordinary upstream of float32"
     assert record(folder)["base_fingerprint"] == upstream.load(full.recipe.upstream).fingerprint()
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_every_step_has_its_rate_and_moves_what_it_should(
+    recipes: Path, tmp_path: Path, variant: str
+) -> None:
+    """Spec section 3.1 step by step, with both shares of 25 cut to whole steps: 2 and 10."""
+    base = str(tiny.hf_folder(tmp_path, variant))
+    plan = open_plan(changed(recipes, upstream=base, steps=25, lr=1e-3), tmp_path / "r")
+    running = loop.Loop(plan, TaskObjective(plan, Store(tmp_path / "cache")), tmp_path / "s.pt")
+    rates = [0.0, 0.5e-3, *[1e-3] * 11, *(1e-3 * (25 - step) / 13 for step in range(13, 25))]
+    for step, rate in enumerate(rates):
+        before = {name: p.detach().clone() for name, p in running._named()}
+        running._update(step)
+        assert [group["lr"] for group in running.optimizer.param_groups] == pytest.approx(
+            [rate, rate]
+        )
+        moved = {name for name, p in running._named() if not torch.equal(p, before[name])}
+        modules = {name if name.startswith("head") else module_of(name) for name in moved}
+        head = {
+            "head.projector.weight",
+            "head.projector.bias",
+            "head.linear.weight",
+            "head.linear.bias",
+        }
+        if step < 2:
+            assert modules == (head if rate else set()), "the head alone, once there is a rate"
+        else:
+            assert {*head, "layer 1", "layer 2", "projection"} <= modules, step
+            assert not {"cnn", "other"} & modules, "never, with no gradient nor by decay"

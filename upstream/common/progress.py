@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 QUIET_SECONDS = 20.0
+_silent = False
 _line = 0  # on which terminal line this process draws its bar: workers draw below the main one
 
 
@@ -18,6 +20,9 @@ def progress(
     items: Iterable[T], what: str, total: int | None = None, initial: int = 0
 ) -> Iterator[T]:
     """Iterate over `items`, telling stderr how far it is."""
+    if _silent:
+        yield from items
+        return
     if total is None:
         total = len(items) + initial if hasattr(items, "__len__") else None  # type: ignore[arg-type]
     if sys.stderr.isatty():
@@ -30,6 +35,17 @@ def progress(
             told = now
             print(f"{what}: {done}/{total or '?'} after {now - begun:.0f} s", file=sys.stderr)
         yield item
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """No progress is told in the block: another process does the same, and tells."""
+    global _silent
+    _silent = True
+    try:
+        yield
+    finally:
+        _silent = False
 
 
 def share_terminal(started: Any, lock: Any) -> int:
