@@ -23,7 +23,7 @@ from merging.pretraining import targets
 from merging.tuning import build_tuned, loop
 from merging.tuning.masked import DEV, Cosine, MaskedObjective
 from merging.tuning.mixture import Mixture, objective_of
-from merging.tuning.ranks import ALL, Share
+from merging.tuning.ranks import ALL, Portion
 from merging.tuning.recipe import load_recipe, open_plan
 from tests import tiny
 from tests.merging.test_tuning import changed, record, same_after_a_stop
@@ -261,7 +261,7 @@ def test_any_cut_of_an_update_is_the_update(recipes: Path, tones: Path, tmp_path
     """Two shares of a batch, weighted by what is hidden in each, make its loss."""
     plan = open_plan(masked(recipes, tones), tmp_path / "r")
     store = Store(tmp_path / "r" / "cache")
-    whole, *shares = (MaskedObjective(plan, store, share=each) for each in (ALL, *HALVES))
+    whole, *shares = (MaskedObjective(plan._replace(share=each), store) for each in (ALL, *HALVES))
     encoder = plan.encoder.eval()
     for each in shares:
         each.head.load_state_dict(whole.head.state_dict())
@@ -272,7 +272,7 @@ def test_any_cut_of_an_update_is_the_update(recipes: Path, tones: Path, tmp_path
     assert sum(weight * loss for weight, loss in parts) == pytest.approx(due, rel=1e-5)
 
 
-HALVES = Share(0, 2), Share(1, 2)
+HALVES = Portion(0, 2), Portion(1, 2)
 
 
 def test_the_head_is_hubert_s() -> None:
