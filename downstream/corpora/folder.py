@@ -24,7 +24,7 @@ def read(root: Path, *, dev: Part = 0.05) -> list[Example]:
         os.path.join(place, name)
         for place, _, names in os.walk(root)
         for name in names
-        if name.lower().endswith(TYPES)
+        if name.lower().endswith(TYPES) and not name.startswith(".")  # ._x.wav: no audio
     )
     examples = []
     for path in paths:

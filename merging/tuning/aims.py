@@ -52,7 +52,7 @@ class Aim:
 
     @property
     def name(self) -> str:
-        """What its dev scores are recorded under."""
+        """What messages and the history call it."""
         return Path(self.task).stem if self.task else MASKED
 
     def check(self, folder: Path, where: str) -> None:

@@ -78,7 +78,7 @@ class MaskedObjective(OnCorpus):
             logits, right, mask, _ = self._predicted(encoder, indices, DEV)
             hits += int((logits.argmax(-1) == right)[mask].sum())
             total += int(mask.sum())
-        return {self.aim.name: 100 * hits / total}
+        return {self.metric.name: 100 * hits / total}
 
     def _predicted(
         self, encoder: Encoder, indices: Sequence[int], number: int

@@ -43,7 +43,7 @@ class Objective(Protocol):
         """The utterances of micro-batch `number`."""
 
     def dev(self, encoder: Encoder) -> dict[str, float]:
-        """The dev scores by objective in per cent; the first one selects."""
+        """The dev scores in per cent, by objective and metric; the first one selects."""
 
     def complete(self, first: int, end: int) -> bool:
         """Whether every objective is among the micro-batches from `first` to before `end`."""
@@ -119,7 +119,7 @@ class TaskObjective(OnCorpus):
             outputs += self.head.predict(self.head.body(x, lens), lens)
             items += [self.prepared.items[i] for i in indices]
         records = self.task.records(items, outputs, self.labels)  # trials are of a whole split
-        return {self.aim.name: self.task.score(records)[self.metric.name]}
+        return {f"{self.aim.name} {self.metric.name}": self.task.score(records)[self.metric.name]}
 
     def _hidden(self, encoder: Encoder, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The hidden state that feeds the head, [B, T, D], and lens [B] in frames."""

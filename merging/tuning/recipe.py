@@ -181,6 +181,9 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Tunin
     names = [aim.name for aim in recipe.aims]
     for number, aim in enumerate(recipe.aims):
         aim.check(path.parent, f"{path}: also[{number - 1}]" if number else str(path))
+        if aim.share * recipe.steps * recipe.accumulate < 1:
+            fault = f"share {aim.share:g} of {recipe.steps * recipe.accumulate} micro-batches"
+            raise UserError(f"{path}: also: {aim.name}: {fault} is none at all")
         if aim.name in names[:number]:
             raise UserError(f"{path}: also: two objectives are called {aim.name!r}; rename a file")
     return recipe

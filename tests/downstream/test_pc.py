@@ -165,6 +165,7 @@ def test_a_folder_of_audio_is_split_by_names(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.touch()
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "0" / "._3.wav").touch()
     before = {e.id: e.split for e in folder.read(tmp_path, dev=0.2)}
     assert len(before) == 40 and 2 < Counter(before.values())["dev"] < 16
     (tmp_path / "0" / "more.wav").touch()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import upstream
 from downstream.base import Metric
+from downstream.tasks.segments import write
 from merging import requests
 from merging.merged import merged
 from merging.pretraining import targets
@@ -108,7 +109,7 @@ def test_two_tasks_at_once_resume_exactly(
     assert facts["metric"] == "accuracy" and facts["best_dev"] == max(
         line["dev"] for line in facts["history"]
     )
-    assert all(set(line["also"]) == {"word"} for line in facts["history"])
+    assert all(set(line["also"]) == {"word wer"} for line in facts["history"])
     assert facts["recipe"]["also"][0]["share"] == 0.5
     alone = record(build_tuned(changed(recipes, also=[]), tmp_path / "r"))
     assert alone["fingerprint"] != facts["fingerprint"] and "also" not in alone["recipe"]
@@ -147,12 +148,31 @@ SMALL = {"projector": 8, "hidden": 8, "depth": 1}
         ([{"task": "word.yaml", "share": 0.5, "haed": {}}], "unknown key 'haed'; did you mean"),
         ([{"task": "word.yaml", "share": 0.5, "head": {"x": 1}}], r"also\[0\]: head: unknown key"),
         ([{"task": "word.yaml", "share": 0.5, "weight": 0}], "weight"),
+        ([{"task": "word.yaml", "share": 0.04}], "word: share 0.04 of 20 micro-batches is none"),
     ],
 )
 def test_wrong_objectives_are_one_line(recipes: Path, also: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_recipe(changed(recipes, also=also))
     assert "\n" not in str(caught.value)
+
+
+def test_segments_in_time_are_an_objective_too(recipes: Path, tones: Path, tmp_path: Path) -> None:
+    """The pitch of each frame, beside the words."""
+    rows = (tones / "manifest.tsv").read_text().splitlines()
+    fields = [row.split("\t") for row in rows]
+    for row in fields[1:]:
+        row.append(write([(row[3], 0.0, 0.3)]))
+    table = tmp_path / "segments.tsv"
+    lines = [[str(tones / row[0]), *row[1:]] for row in fields[1:]]
+    table.write_text("\n".join("\t".join(row) for row in [[*fields[0], "phones"], *lines]))
+    (recipes / "pc.yaml").write_text(
+        f"kind: task\ntask: pc\ncorpus: {{name: manifest, root: {tmp_path}, file: segments.tsv, "
+        "target: phones}\ntrain: {steps: 20, batch: 12, lr: [1.0e-2], eval_every: 10}\n"
+    )
+    word = {"task": "word.yaml", "share": 0.25, "head": SMALL}
+    facts = record(build_tuned(changed(recipes, task="pc.yaml", also=[word]), tmp_path / "r"))
+    assert facts["metric"] == "frame_accuracy" and facts["best_dev"] > 40, "a third is chance"
 
 
 # --- masked prediction ----------------------------------------------------------------------------
@@ -300,7 +320,7 @@ def test_replay_beside_a_task(recipes: Path, tones: Path, tmp_path: Path) -> Non
     folder = build_tuned(path, tmp_path / "r")
     facts = record(folder)
     assert facts["metric"] == "accuracy"
-    assert all(0 <= line["also"]["masked"] <= 100 for line in facts["history"])
+    assert all(0 <= line["also"]["masked_accuracy"] <= 100 for line in facts["history"])
     alone = open_plan(changed(recipes, also=[]), tmp_path / "r")
     assert upstream.load(str(folder)).heard == alone.heard
 
@@ -356,6 +376,18 @@ def test_a_merged_upstream_is_the_next_base(recipes: Path, tmp_path: Path) -> No
         assert torch.allclose(value, due, atol=1e-5), name
     labels = open_plan(recipes / "finetune.yaml", tmp_path / "r").heard
     assert labels <= upstream.load(str(tuned)).heard == second.heard
+
+
+def test_the_next_base_may_be_merged_otherwise(recipes: Path, tmp_path: Path) -> None:
+    sequential(recipes)
+    names = ("merged.yaml", "merged.yaml:alpha=0.75")
+    first, other = (
+        open_plan(changed(recipes, "finetune_word", upstream=name), tmp_path / "r")
+        for name in names
+    )
+    assert first.fingerprint != other.fingerprint and first.key != other.key
+    due = merged(str(recipes / "merged.yaml"), results=str(tmp_path / "r"), alpha=0.75)
+    assert other.fingerprint == due.fingerprint()
 
 
 def test_a_plan_builds_nothing_and_names_the_whole_chain(recipes: Path, tmp_path: Path) -> None:
