@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ examples:
   benchmark.py merge --base hubert_base --tuned my/tuned --set alpha=0.5 --output merged/
 The same command again keeps what is finished and goes on where it was interrupted.
 """
+STOPPED = 130  # exit status
 COMMANDS = "run plan compare list_ describe check predict finetune merge export cache".split()
 LISTS = {  # what `list` knows: where its registry is
     "upstreams": "upstream.resolve:UPSTREAMS",
@@ -420,7 +422,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(args.call(args) or 0)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return STOPPED
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -446,4 +448,8 @@ def _line(error: Exception) -> str:
 if __name__ == "__main__":
     with stoppable():
         status = main()
+    if status == STOPPED:  # the threads of killed workers may wait for each other for ever
+        end = threading.Timer(5.0, os._exit, [status])
+        end.daemon = True
+        end.start()
     sys.exit(status)

@@ -140,26 +140,29 @@ def local(workers: int) -> Iterator[Executor[Any]]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     with shielded():  # the tracker of shared objects as well
         shared = (threads, context.Value("i", 0), context.RLock())
-    with ProcessPoolExecutor(workers, context, _start_worker, shared) as pool:
-        with shielded():
-            pool.submit(os.getpid)  # the first job starts all processes
+    pool = ProcessPoolExecutor(workers, context, _start_worker, shared)
+    with shielded():
+        pool.submit(os.getpid)  # the first job starts all processes
 
-        def execute(do: Callable[[Any], Line], jobs: Sequence[Any]) -> Iterator[tuple[Any, Line]]:
-            futures = {pool.submit(do, job): job for job in jobs}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+    def execute(do: Callable[[Any], Line], jobs: Sequence[Any]) -> Iterator[tuple[Any, Line]]:
+        futures = {pool.submit(do, job): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
-        try:
-            yield execute
-        except BrokenProcessPool as error:
+    try:
+        yield execute
+        pool.shutdown()
+    except BaseException as error:
+        for process in multiprocessing.active_children():
+            process.kill()
+        # not waited for: what died with a lock in its hands would be waited for for ever
+        pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
             raise UserError(
                 "a worker process was killed, perhaps for memory; the same command goes on, "
                 "with --workers 1 or a smaller --batch-seconds it needs less"
             ) from error
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise
+        raise
 
 
 def _start_worker(threads: int, started: Any, lock: Any) -> None:

@@ -153,6 +153,29 @@ def test_a_stopped_command_ends_its_workers(
     assert "Traceback" not in command.output
 
 
+SWALLOWED = """
+import os, signal, time
+from upstream.common import stop
+stop.GRACE, stop.AGAIN = 0.5, 1.0
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+with stop.stoppable():
+    try:
+        Last()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_an_interruption_that_python_drops_comes_again() -> None:
+    words = [sys.executable, "-c", SWALLOWED]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert "Exception ignored" in done.stderr and done.stdout == "stopped\n"
+
+
 def test_nohup_goes_on(suite: Path, tmp_path: Path, start: Callable[..., Command]) -> None:
     """What ignores hang-ups from the start still does."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
