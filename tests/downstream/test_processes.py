@@ -40,8 +40,9 @@ class Command:
 
     @property
     def table(self) -> str:
-        """What is printed when all is done, without the line on what there was to do."""
-        return self.output[self.output.index("upstream ") :]
+        """What is printed when all is done, without what there was to do and what it cost."""
+        lines = self.output[self.output.index("upstream ") :].splitlines()
+        return "\n".join(line for line in lines if " of memory, " not in line)
 
     def alive(self) -> bool:
         """Whether any process of the session is left."""
