@@ -27,6 +27,8 @@ from merging.tuning.mixture import Mixture, objective_of
 from merging.tuning.ranks import ALL, Portion
 from merging.tuning.recipe import load_recipe, open_plan
 from tests import tiny
+from tests.merging.test_ranks import apart, start
+from tests.merging.test_scale import STILL
 from tests.merging.test_tuning import changed, record, same_after_a_stop
 from upstream.common.errors import UserError
 from upstream.features.store import Store
@@ -189,7 +191,7 @@ def masked(recipes: Path, tones: Path, **keys: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("variant", ["hubert", "wavlm", "wav2vec2-large"])
+@pytest.mark.parametrize("variant", ["hubert", "wavlm"])
 def test_masked_prediction_learns_and_leaves_the_cnn(
     recipes: Path, tones: Path, tmp_path: Path, variant: str
 ) -> None:
@@ -323,6 +325,20 @@ def test_replay_beside_a_task(recipes: Path, tones: Path, tmp_path: Path) -> Non
     assert all(0 <= line["also"]["masked_accuracy"] <= 100 for line in facts["history"])
     alone = open_plan(changed(recipes, also=[]), tmp_path / "r")
     assert upstream.load(str(folder)).heard == alone.heard
+
+
+@pytest.mark.slow
+def test_two_processes_mix_what_one_mixes(recipes: Path, tones: Path, tmp_path: Path) -> None:
+    wanted = yaml.safe_load(masked(recipes, tones).read_text())["masked"]
+    also = [{"masked": wanted, "share": 0.34}]
+    path = changed(recipes, also=also, lr=1e-4, eval_every=20, batch=5, **STILL)
+    (code, out, _), (other, _, fault) = start(2, path, tmp_path / "two")
+    assert (code, other) == (0, 0), fault
+    pair, alone = Path(out.splitlines()[-1]), build_tuned(path, tmp_path / "one")
+    assert apart(alone, pair) < 1e-5
+    histories = [record(folder)["history"][-1]["also"] for folder in (alone, pair)]
+    assert histories[0] == pytest.approx(histories[1], abs=1.0)
+    assert len(list((tmp_path / "two" / "cache" / "clusters").iterdir())) == 1
 
 
 def test_wrong_masked_prediction_is_one_line(recipes: Path, tones: Path, tmp_path: Path) -> None:
