@@ -18,7 +18,7 @@ from downstream.recipe import RECIPES
 from downstream.run.prepare import Prepared, prepare
 from merging import choose as choosing
 from merging.choose import Choice
-from merging.recipe import MADE, MergeRecipe, altered, load_recipe, with_alpha, with_members
+from merging.recipe import MADE, YAML, MergeRecipe, altered, load_recipe, with_alpha, with_members
 from merging.tuning import build_tuned
 from merging.tuning.recipe import load_base, opening
 from merging.weights import alphas
@@ -172,4 +172,6 @@ def write(
         return write_merge(open_merge(plan, recipe, results), output, form)
     if plan.choose or plan.calibrate:
         raise UserError(f"{recipe}: choose and calibrate need --format hf: they run the encoder")
+    if plan.base.endswith(YAML):
+        raise UserError(f"{recipe}: base: a merge recipe has no file of its own; use --format hf")
     return write_same(plan, recipe, tuned_names(plan, recipe, results), output)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import upstream
 from downstream.base import Metric
-from downstream.tasks.segments import write
+from downstream.tasks.segments import write as segments
 from merging import requests
-from merging.merged import merged
+from merging.merged import merged, write
 from merging.pretraining import targets
+from merging.recipe import load_recipe as load_merge
 from merging.tuning import build_tuned, loop
 from merging.tuning.masked import DEV, Cosine, MaskedObjective
 from merging.tuning.mixture import Mixture, objective_of
@@ -164,7 +165,7 @@ def test_segments_in_time_are_an_objective_too(recipes: Path, tones: Path, tmp_p
     rows = (tones / "manifest.tsv").read_text().splitlines()
     fields = [row.split("\t") for row in rows]
     for row in fields[1:]:
-        row.append(write([(row[3], 0.0, 0.3)]))
+        row.append(segments([(row[3], 0.0, 0.3)]))
     table = tmp_path / "segments.tsv"
     lines = [[str(tones / row[0]), *row[1:]] for row in fields[1:]]
     table.write_text("\n".join("\t".join(row) for row in [[*fields[0], "phones"], *lines]))
@@ -420,6 +421,12 @@ def test_a_plan_builds_nothing_and_names_the_whole_chain(recipes: Path, tmp_path
     listed, _ = requests.requests(str(path), recipes, results)
     after = requests.unbuilt(listed[-1])
     assert after is None or after.why == "merging"
+
+
+def test_a_recipe_as_base_has_no_file_to_imitate(recipes: Path, tmp_path: Path) -> None:
+    path = sequential(recipes)
+    with pytest.raises(UserError, match="base: a merge recipe has no file of its own"):
+        write(load_merge(path), path, tmp_path / "out", tmp_path / "r", "same")
 
 
 @pytest.mark.parametrize("which", ["finetune", "merge"])
