@@ -18,7 +18,7 @@ from merging.choose import BASE, Choice, Dev
 from merging.cost import cost_text
 from merging.merged import Undecided, folder_of, open_merge, settled_spec, tuned_spec
 from merging.recipe import MADE, YAML, MergeRecipe, altered, load_recipe
-from merging.tuning.loop import RECORD as TUNED
+from merging.tuning.build import RECORD as TUNED
 from merging.tuning.recipe import TuningRecipe, open_plan, opening
 from merging.tuning.recipe import load_recipe as load_tuning
 from merging.write import RECORD, as_encoder

@@ -1,4 +1,4 @@
-"""The loop of stage 1: updates, schedule, evaluation, exact resumption, and the folder it writes.
+"""The loop of stage 1: updates, schedule, evaluation and exact resumption.
 
 The defaults are those of Speech-FT (arXiv 2502.12672) and its release's configs: Adam, one learning
 rate for upstream and head, warm-up 10 % / hold 40 % / linear decay, gradient norm clipped at 1, the
@@ -7,8 +7,6 @@ last hidden state (no weighted sum) to the head, the weights that are best on de
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -18,29 +16,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from downstream.report.results import provenance
-from merging.card import write_card
-from merging.cost import cost, peak_bytes
+from merging.cost import peak_bytes
 from merging.tuning.collect import collectors
 from merging.tuning.log import LOG, Log
-from merging.tuning.mixture import objective_of
 from merging.tuning.objectives import Objective
 from merging.tuning.ranks import ALONE, Ranks
-from merging.tuning.recipe import STRATEGIES, Plan, checkpoint, open_plan
-from merging.weights.movement import movement
-from upstream.checkpoints import HEARD
+from merging.tuning.recipe import STRATEGIES, Plan
 from upstream.checkpoints.tensor_files import guarded
 from upstream.checkpoints.tensor_names import State
-from upstream.checkpoints.write import WEIGHTS, to_folder
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
 from upstream.common.schema import bind
 from upstream.encoder.encoder import Encoder
-from upstream.features.store import Store
 
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
-RECORD = "finetune.json"
 KEPT = "key best weights history learned felt seconds peak".split()  # of a Loop, in its state
 
 
@@ -53,86 +43,6 @@ def schedule(step: int, steps: int, warmup: float = 0.1, hold: float = 0.4) -> f
     fall = rise + int(hold * steps)
     up = step / rise if step < rise else 1.0
     return min(up, max(0.0, (steps - step) / max(1, steps - fall)))
-
-
-def build_tuned(
-    path: Path, results: Path, output: Path | None = None, ranks: Ranks = ALONE
-) -> Path:
-    """The folder with the recipe's fine-tuned upstream; trained now if it is not there. UserError.
-
-    Interrupted training goes on where it was; another process that trains it is waited for. All
-    of `ranks` call this together, and see the same files.
-    """
-    with ranks.in_turn():
-        plan = open_plan(path, results)
-    if ranks.tell(plan.key) != plan.key:
-        raise UserError(f"{path}: is not the same on all hosts, or its corpus or upstream is not")
-    folder = output or plan.folder(results)
-    if ranks.tell(not (folder / WEIGHTS).exists()):
-        with disk.lease(folder, wait=True) if ranks.first else contextlib.nullcontext():
-            if ranks.tell(not (folder / WEIGHTS).exists()):
-                train(plan, folder, Store(results / "cache"), ranks)
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
-        record = {}
-    if record.get("key") != plan.key:
-        raise UserError(f"{folder}: holds another upstream; choose an empty folder")
-    if not (folder / HEARD).exists():  # it was built before this was written down
-        _write_heard(folder, plan)
-    return folder
-
-
-def _write_heard(folder: Path, trained: Plan | Objective) -> None:
-    disk.write(folder / HEARD, "".join(f"{key}\n" for key in sorted(trained.heard)))
-
-
-def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
-    """Fine-tune on what the recipe aims at, and write the folder."""
-    encoder, recipe = plan.encoder, plan.recipe
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    _, portion = ranks.shares(recipe.accumulate)
-    if recipe.batch is not None and portion.parts > recipe.batch:
-        many = f"{ranks.world} processes cannot share {recipe.accumulate} x {recipe.batch}"
-        raise UserError(f"{many} utterances an update: take fewer, or a number that divides it")
-    plan = plan._replace(share=portion)
-    with ranks.in_turn():
-        objective = objective_of(plan, store)
-    loop = Loop(plan, objective, folder / "state.pt", ranks)
-    loop.run(f"fine-tuning {recipe.upstream} on {', '.join(aim.name for aim in recipe.aims)}")
-    if not ranks.first:
-        ranks.tell(None)
-        return
-    moved = movement(loop.base, loop.weights)
-    for module, share in moved.items():
-        print(f"  {module:<12} moved {100 * share:7.3f} %" + ("  (frozen)" * (share == 0)))
-    weights = checkpoint(encoder, loop.weights)
-    record = {
-        "key": plan.key,
-        "recipe": recipe.facts(),
-        "task": plan.prepared.recipe.as_dict(),
-        "base": encoder.source,
-        "base_fingerprint": plan.fingerprint,
-        "fingerprint": Encoder(weights).fingerprint(),
-        "family": encoder.family,
-        "metric": objective.metric.name,
-        "best_dev": loop.best,
-        "history": loop.history,
-        "moved": moved,
-        "learned_parameters": loop.size(),
-        "processes": ranks.world,
-        **cost(loop.seconds, loop.peak, loop.weights),
-        **provenance(),
-    }
-    disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
-    _write_heard(folder, objective)
-    write_card(folder, record)
-    for each in loop.collected:
-        _write_heard(folder / each.name, objective)
-        to_folder(checkpoint(encoder, each.weights), folder / each.name)
-    to_folder(weights, folder)  # the weights last: they say that the folder is complete
-    loop.place.unlink(missing_ok=True)
-    ranks.tell(None)
 
 
 class Loop:

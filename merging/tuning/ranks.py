@@ -22,6 +22,7 @@ from upstream.common.errors import UserError
 from upstream.common.progress import silent
 
 T = TypeVar("T")
+ENVIRONMENT = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}  # torchrun's, and without it
 PATIENCE = timedelta(
     hours=12
 )  # of those who wait for the first process: it scores dev, or extracts
@@ -136,15 +137,10 @@ def joined() -> Iterator[Ranks]:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"torchrun: the {world} processes did not meet ({error})") from error
-    try:
-        with contextlib.ExitStack() as stack:
-            if rank:
-                nowhere = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(nowhere))
-                stack.enter_context(silent())
-            yield Ranks(rank, world)
-    finally:
-        dist.destroy_process_group()
-
-
-ENVIRONMENT = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}  # torchrun's
+    with contextlib.ExitStack() as stack:
+        if rank:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(silent())
+        yield Ranks(rank, world)
+    dist.destroy_process_group()  # not after an error: NCCL would wait for the others
