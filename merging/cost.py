@@ -33,7 +33,11 @@ def cost_text(record: Mapping[str, Any]) -> str:
         return ""
     seconds, memory, stored = (record[key] for key in KEYS)
     parts = [f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"]
-    parts += [f"at most {memory / 1e9:.2f} GB of memory", f"{stored / 1e9:.2f} GB stored"]
+    parts += [f"at most {_bytes(memory)} of memory", f"{_bytes(stored)} stored"]
     if (learned := record.get("learned_parameters")) is not None:
         parts.append(f"{learned / 1e6:.3g} M weights learnt")
     return ", ".join(parts)
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

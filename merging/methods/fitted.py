@@ -87,12 +87,14 @@ def lot(
     with the pseudo-inverse, here the limit of a small ridge: where no input ever went, the base
     stays. The scale of a layer norm acts value by value, so that G_i is a diagonal (`stats` [in]):
     a mean weighted by the squares of the normalized inputs. Of all else (biases, kernels) T is the
-    mean task vector. These three cases are the paper's, as its abstract and users of it tell;
-    that all models are calibrated on the same audio is ours, the paper takes each task's own.
+    mean task vector. Both closed forms are the paper's (the abstract; equations 9 and 12 as others
+    cite them). That one set of audio calibrates all models is ours: there each task has its own.
 
     With one model T is its task vector, but for directions that its inputs never take. RegMean
     fits outputs as well, but the base's too, with weight 1 - alpha. Calibrate on more frames than a
-    layer has inputs (3,072 in a Base): fewer can all be fitted, which goes far off.
+    layer has inputs (3,072 in a Base): fewer can all be fitted, which goes far off. Directions that
+    inputs hardly take are where models are told apart: there T may be long, and its effective
+    alpha far from `alpha`.
     """
     if not stats or base.ndim > 2:
         return linear(base, tuned, alpha=alpha)

@@ -47,7 +47,7 @@ def test_the_card_of_a_merge(tmp_path: Path) -> None:
     for line in (
         "- base: hubert_base",
         "- licence: Apache-2.0",
-        "- cost: 3.14 s, at most 1.23 GB of memory, 0.38 GB stored",
+        "- cost: 3.14 s, at most 1.23 GB of memory, 378 MB stored",
         "- only: attention",
         "- fingerprints: base aaa, tuned bbb, merged ccc",
         "benchmark.py merge recipes/demo/merged.yaml --output merged",
@@ -109,6 +109,6 @@ def test_the_card_of_a_fine_tuning(tmp_path: Path) -> None:
     assert text.startswith("# Fine-tuned upstream\n")
     assert "| layer 1 | 13.000 % |" in text and "- best dev: 76.5" in text
     assert (
-        "- cost: 75.1 s, at most 1.23 GB of memory, 0.38 GB stored, 4.7 M weights learnt\n" in text
+        "- cost: 75.1 s, at most 1.23 GB of memory, 378 MB stored, 4.7 M weights learnt\n" in text
     )
     assert "steps: 800" in text and "name:" not in text
