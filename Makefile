@@ -19,7 +19,7 @@ benchmark: install
 	$(BIN)/python benchmark.py --upstream merged
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -46,9 +46,10 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_split_of_words_is_s3prls(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    librosa = types.ModuleType("librosa.util")  # which another of s3prl's corpora imports
+    librosa = types.ModuleType("librosa.util")  # which others of s3prl's corpora import
     librosa.find_files = None  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "librosa", types.ModuleType("librosa"))
+    for name in ("librosa", "pandas"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "librosa.util", librosa)
     from s3prl.dataio.corpus.speech_commands import SpeechCommandsV1
 
