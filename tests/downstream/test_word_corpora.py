@@ -46,11 +46,11 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_split_of_words_is_s3prls(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    librosa = types.ModuleType("librosa.util")  # which others of s3prl's corpora import
-    librosa.find_files = None  # type: ignore[attr-defined]
-    for name in ("librosa", "pandas"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "librosa.util", librosa)
+    others = {name: types.ModuleType(name) for name in ("librosa", "librosa.util", "pandas")}
+    others["librosa.util"].find_files = None  # type: ignore[attr-defined]
+    others["pandas"].DataFrame = object  # type: ignore[attr-defined]
+    for name, module in others.items():  # which s3prl's corpora import for other things
+        monkeypatch.setitem(sys.modules, name, module)
     from s3prl.dataio.corpus.speech_commands import SpeechCommandsV1
 
     examples = speech_commands.read(commands, "word")
