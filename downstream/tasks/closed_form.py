@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -11,6 +11,11 @@ from torch import Tensor
 
 # Vectors [B, D] -> [B] classes, for each setting.
 Guess: TypeAlias = Callable[[Tensor], dict[float, Tensor]]
+# From vectors [N, D], their classes [N] and the number of classes.
+Fit: TypeAlias = Callable[[Tensor, Tensor, int], Guess]
+# Means [L, D] of utterances -> of each setting the classes said of them.
+Said: TypeAlias = Callable[[Sequence[Tensor]], dict[float, list[list[int]]]]
+BLOCK = 512  # vectors compared with all training vectors at once
 NEIGHBOURS = (1, 3, 5, 10, 20)
 SHRINKAGE = (1e-3, 1e-2, 0.1, 0.3, 1.0)  # 1: the nearest class mean
 
@@ -50,3 +55,23 @@ def discriminants(x: Tensor, y: Tensor, classes: int) -> Guess:
         bias = (counts / len(x)).log() - (centres * weights).sum(0) / 2
         found[share] = weights.float(), bias.float()
     return lambda vectors: {s: (vectors @ w + b).argmax(1) for s, (w, b) in found.items()}
+
+
+def fitted(
+    fit: Fit, means: Sequence[Tensor], layer: int, classes: Sequence[int], size: int
+) -> Said:
+    """What `fit` makes of a layer of means [L, D] with their classes; dimensions normalised."""
+    x = _layer(means, layer)
+    mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=1e-9)
+    guess = fit((x - mean) / deviation, torch.tensor(classes, device=x.device), size)
+
+    def said(outputs: Sequence[Tensor]) -> dict[float, list[list[int]]]:
+        blocks = [guess((v - mean) / deviation) for v in _layer(outputs, layer).split(BLOCK)]
+        return {s: torch.cat([b[s] for b in blocks])[:, None].tolist() for s in blocks[0]}
+
+    return said
+
+
+def _layer(outputs: Sequence[Tensor], layer: int) -> Tensor:
+    """[N, D] of means [L, D], read one by one."""
+    return torch.stack([each[layer] for each in outputs])

@@ -11,26 +11,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from downstream.base import Calibration, Item, Labels, Part, Task
-from downstream.tasks.closed_form import Guess, discriminants, neighbours
+from downstream.tasks.closed_form import Fit, Said, discriminants, fitted, neighbours
 from downstream.tasks.sid import labels
 from upstream.common.progress import progress
-
-# Means [L, D] of utterances -> of each setting the classes said of them.
-Said: TypeAlias = Callable[[Sequence[Tensor]], dict[float, list[list[int]]]]
-BLOCK = 512  # vectors compared with all training vectors at once
 
 
 @dataclass(frozen=True)
 class Probe(Task):
     """A classifier fitted to the means of one layer, each dimension normalised on train."""
 
-    fit: Callable[[Tensor, Tensor, int], Guess] = discriminants
+    fit: Fit = discriminants
     setting: str = "shrinkage"  # what `fit` gives several of
 
     def calibrate(self, part: Callable[[str], Part], labels: Labels) -> Calibration:
@@ -41,7 +34,8 @@ class Probe(Task):
         train, dev = part("train"), part("dev")
         layers, best, calibration = list[float](), float("nan"), Calibration()
         for layer in progress(range(len(train.outputs[0])), "layers"):
-            said = self._fitted(train, layer, labels)
+            y = [labels.encode(item.target)[0] for item in train.items]
+            said = fitted(self.fit, train.outputs, layer, y, labels.size)
             found = {
                 setting: self.score(self.records(dev.items, outputs, labels))[self.metrics[0]]
                 for setting, outputs in said(dev.outputs).items()
@@ -55,26 +49,9 @@ class Probe(Task):
                 calibration = Calibration({**chosen, "dev": layers}, use)
         return calibration
 
-    def _fitted(self, train: Part, layer: int, labels: Labels) -> Said:
-        x = _layer(train.outputs, layer)
-        y = torch.tensor([labels.encode(item.target)[0] for item in train.items], device=x.device)
-        mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=1e-9)
-        guess = self.fit((x - mean) / deviation, y, labels.size)
 
-        def said(outputs: Sequence[Tensor]) -> dict[float, list[list[int]]]:
-            blocks = [guess((v - mean) / deviation) for v in _layer(outputs, layer).split(BLOCK)]
-            return {s: torch.cat([b[s] for b in blocks])[:, None].tolist() for s in blocks[0]}
-
-        return said
-
-
-def _use(said: Said, setting: float, _items: Sequence[Item], outputs: Sequence[Tensor]) -> Any:
+def _use(said: Said, setting: float, _items: Sequence[Item], outputs: Sequence[Any]) -> Any:
     return said(outputs)[setting]
-
-
-def _layer(outputs: Sequence[Tensor], layer: int) -> Tensor:
-    """[N, D] of means [L, D], read one by one."""
-    return torch.stack([each[layer] for each in outputs])
 
 
 TASK = Probe("probe", "mean", None, ("accuracy",), labels)

@@ -1,8 +1,7 @@
 """QbE as SUPERB does it: which documents a spoken query is in; nothing is trained, MTWV.
 
-Source: s3prl downstream/quesst14_dtw. Every query of a split is searched for in every document of
-it (`search.py`), on the hidden states of the layer that is best on dev. Queries are the items with
-trials, documents those with an empty list of trials (`trials.py`).
+Source: s3prl downstream/quesst14_dtw. Every query of a split (an item with trials) is searched for
+in every document of it (one without), on the hidden states of the layer that is best on dev.
 """
 
 from __future__ import annotations
@@ -40,11 +39,8 @@ class Search(Task):
     def records(
         self, items: Sequence[Item], outputs: Sequence[dict[str, float]], labels: Labels
     ) -> list[Record]:
-        """A Trial per query and document, of the query's and the document's speakers.
-
-        A document whose speaker has no name but its own is nobody's: in QUESST 2014, which names
-        none, the cluster is the query, what TWV averages over.
-        """
+        """A Trial per query and document, of their speakers; of a document's where it is named:
+        QUESST 2014 names none, the cluster is the query there, what TWV averages over."""
         named = {item.id: item.speaker for item in items if item.speaker != item.id}
         found: list[Record] = []
         for item, scores in zip(items, outputs, strict=True):

@@ -1,8 +1,7 @@
 """SD as SUPERB does it: who of two speakers speaks when, also both at once; LSTM, PIT, DER.
 
-Source: s3prl downstream/diarization, with dscore (collar 0, overlap scored). Threshold and median
-filter are chosen here by the DER on dev, there by the lowest on test; the dev DER also chooses the
-step and the learning rate, there the frame accuracy does.
+Source: s3prl downstream/diarization, with dscore (collar 0, overlap scored). Here the DER on dev
+chooses threshold and median filter (there the lowest on test), step and rate (frame accuracy).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from downstream.base import Calibration, Item, Labels, Part, Record, Task
-from downstream.tasks.segments import Speakers, cut, read, require_inside, write
+from downstream.tasks.segments import Speakers, cut, decided, read, require_inside, write
 
 THRESHOLDS, MEDIANS = (0.5, 0.4, 0.6, 0.3, 0.7), (1, 11)  # frames; of equals the first is chosen
 
@@ -31,8 +30,7 @@ class Diarization(Task):
     def records(
         self, items: Sequence[Item], outputs: Sequence[Any], labels: Labels
     ) -> list[Record]:
-        """Where the audio goes on after the last frame, so does what was decided for it (s3prl
-        repeats the last frame of the features)."""
+        """What is decided for the last frame holds to the end of the audio, as s3prl repeats it."""
         sizes = (int(round(item.seconds / labels.frame, 6)) for item in items)
         missing = (max(0, size - len(x)) for size, x in zip(sizes, outputs))
         whole = [np.pad(x, ((0, more), (0, 0)), "edge") for x, more in zip(outputs, missing)]
@@ -52,14 +50,6 @@ class Diarization(Task):
     def say(self, output: Any, labels: Labels, chosen: Mapping[str, Any]) -> str:
         """Who speaks when: [["1", start, end], ...] in seconds."""
         return labels.decode(decided(output, **chosen))
-
-
-def decided(posteriors: Any, threshold: float = 0.5, median: int = 1, **_: Any) -> Any:
-    """1 where a speaker speaks, else 0, of the majority of `median` frames around each."""
-    from scipy.ndimage import median_filter  # 0.1 s
-
-    hard = (posteriors > threshold).astype(np.float32)
-    return median_filter(hard, (median, 1), mode="constant")
 
 
 def labels(_tokens: str, _targets: Sequence[str]) -> Labels:

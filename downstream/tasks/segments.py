@@ -84,6 +84,14 @@ class Speakers(Labels):
         return write(found)
 
 
+def decided(posteriors: Any, threshold: float = 0.5, median: int = 1, **_: Any) -> Any:
+    """1 where a speaker speaks, else 0, of the majority of `median` frames around each."""
+    from scipy.ndimage import median_filter  # 0.1 s
+
+    hard = (posteriors > threshold).astype(np.float32)
+    return median_filter(hard, (median, 1), mode="constant")
+
+
 def require_inside(items: Iterable[Item]) -> None:
     """Raises UserError for speech behind the end of the audio, which nobody could find there."""
     for item in items:
