@@ -48,6 +48,11 @@ class Tally(NamedTuple):
     total: float
 
 
+def _clusters(fold: str, speaker: str) -> tuple[str, ...]:
+    """The fold, whose utterances share their heads, or where there are none the speakers."""
+    return (fold,) if fold else tuple(speaker.split(AND))
+
+
 class Count(NamedTuple):
     """A record, one line of predictions.jsonl: what a metric counted in one test utterance."""
 
@@ -63,8 +68,8 @@ class Count(NamedTuple):
 
     @property
     def clusters(self) -> tuple[str, ...]:
-        """The units that intervals are taken over: utterances of one fold share their heads."""
-        return (self.fold,) if self.fold else tuple(self.speaker.split(AND))
+        """The units that intervals are taken over."""
+        return _clusters(self.fold, self.speaker)
 
 
 class Trial(NamedTuple):
@@ -82,7 +87,8 @@ class Trial(NamedTuple):
 
     @property
     def clusters(self) -> tuple[str, ...]:
-        return (self.fold,) if self.fold else tuple(self.speaker.split(AND))
+        """As of a Count."""
+        return _clusters(self.fold, self.speaker)
 
 
 Record = Count | Trial

@@ -115,3 +115,13 @@ def _require_one_kind(
         raise UserError("`tags` belong to the words of one `target` column, the transcript")
     if not targets and trials is None and rttm is None:
         raise UserError("missing key 'target': the column that the task learns")
+
+
+def of_speakers(
+    root: Path, *, file: str, path: str, speaker: str, dev: Part, test: Part
+) -> list[Example]:
+    """A table whose target is the speaker; `dev` and `test` are shares of the speakers."""
+    return read(
+        root, speaker, file=file, path=path, speaker=speaker, split=None,
+        dev=dev, test=test, split_by="speaker",
+    )  # fmt: skip

@@ -47,10 +47,7 @@ def read(
     utterance is speech throughout, pauses too. Dev has half as many as test. Raises UserError.
     """
     folder = expand(source, "corpus: source")
-    spoken = manifest.read(
-        folder, speaker, file=file, path=path, speaker=speaker, split=None,
-        dev=dev, test=test, split_by="speaker",
-    )  # fmt: skip
+    spoken = manifest.of_speakers(folder, file=file, path=path, speaker=speaker, dev=dev, test=test)
     facts: list[Any] = [VERSION, seconds, seed, train_mixtures, test_mixtures]
     facts += [(e.id, e.split, os.path.getsize(e.path)) for e in spoken]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]

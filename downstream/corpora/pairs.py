@@ -29,10 +29,7 @@ def read(
     `file`, `path` and `speaker` are as of the manifest. Each utterance of dev and test is compared
     with `trials` others of its speaker and as many of other speakers. Raises UserError.
     """
-    examples = manifest.read(
-        root, speaker, file=file, path=path, speaker=speaker, split=None,
-        dev=dev, test=test, split_by="speaker",
-    )  # fmt: skip
+    examples = manifest.of_speakers(root, file=file, path=path, speaker=speaker, dev=dev, test=test)
     parts = {part: [e for e in examples if e.split == part] for part in ("train", "dev", "test")}
     try:
         return parts["train"] + paired(parts["dev"], trials) + paired(parts["test"], trials)

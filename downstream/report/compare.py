@@ -13,6 +13,7 @@ from downstream.report import superb
 from downstream.report.groups import Labels, TaskVersion, grouped, labels, name, results_of, version
 from downstream.report.results import Result
 from downstream.report.statistics import PREDICTED, Interval, holm, interval, paired, stacked
+from downstream.report.superb import Tasks
 from downstream.tasks.metrics import of_result, parted
 from upstream.common.errors import UserError
 
@@ -20,7 +21,6 @@ SIGNIFICANT = 0.05
 SEEDS = 3  # fewer say too little of how heads differ (simulated in test_statistics.py)
 
 Verdict = Literal["", "better", "worse", "no difference shown", "withheld", "seen", "unknown"]
-Tasks = Mapping[TaskVersion, Sequence[Result]]  # of one upstream, the seeds of a task together
 
 
 class Row(NamedTuple):
@@ -181,7 +181,7 @@ def _overall(
     return Row(
         suite=suite, upstream=called[name(results[0])], fingerprint=results[0].cell.fingerprint,
         task=f"{superb.METRIC} {constants}", recipe="", metric=superb.METRIC, better="higher",
-        score=score.value, low=score.low, high=score.high, seeds=len(heads[min(heads)]),
+        score=score.value, low=score.low, high=score.high, seeds=max(map(len, heads.values())),
         clusters=sum(len(each.clusters) for each in firsts), unit="speakers or folds",
         utterances=sum(each.utterances for each in firsts), note=score.reason,
         seen=max(r.score.seen / r.summary.utterances for r in results),

@@ -103,8 +103,8 @@ class Loop:
     def _update(self, step: int) -> None:
         recipe = self.recipe
         self._choose(step)
+        factor = schedule(step, recipe.steps, recipe.warmup, recipe.hold)
         for group in self.optimizer.param_groups:
-            factor = schedule(step, recipe.steps, recipe.warmup, recipe.hold)
             group["lr"] = group["initial_lr"] * factor
         # above all of these numbers, each process has dropout of its own
         torch.manual_seed(recipe.seed * 1_000_003 + step + (self.ranks.rank << 52))
