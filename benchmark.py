@@ -32,7 +32,9 @@ examples:
 The same command again keeps what is finished and goes on where it was interrupted.
 """
 STOPPED = 130  # exit status
-COMMANDS = "run plan compare list_ describe check predict finetune merge export cache".split()
+COMMANDS = (
+    "run plan compare similarity list_ describe check predict finetune merge export cache".split()
+)
 LISTS = {  # what `list` knows: where its registry is
     "upstreams": "upstream.resolve:UPSTREAMS",
     "tasks": "downstream.base:TASKS",
@@ -97,6 +99,18 @@ def parser() -> argparse.ArgumentParser:
     flag("a")
     flag("b")
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
+    flag = commands["similarity"].add_argument
+    flag("reference", help="usually the pre-trained upstream")
+    flag("others", nargs="+", metavar="UPSTREAM")
+    flag("--suite", default="demo", help="whose test audio (default: demo)")
+    flag("--downstream", help="tasks of the suite, separated by commas (default: all)")
+    flag("--utterances", type=_number(int, 5), default=200, help="at the most (default: 200)")
+    flag("--seed", type=_number(int, 0), default=0, help="of the choice of utterances")
+    flag("--device", help="cpu or cuda (default: cuda if there is one)")
+    flag("--format", default="text", choices=("text", "json", "csv"))
+    commands["similarity"].set_defaults(
+        set=[], workers=None, cache_gb=20.0, batch_seconds=32.0, features="auto"
+    )
     commands["list_"].add_argument("what", choices=LISTS)
     commands["describe"].add_argument("upstream")
     flag = commands["predict"].add_argument
@@ -241,6 +255,25 @@ def compare(args: argparse.Namespace) -> None:
 
     pairs = compare.compare(args.a, args.b, results.load_results(args.results))
     print(table.render(pairs, args.format))
+
+
+def similarity(args: argparse.Namespace) -> None:
+    """Hidden states and weights against the first upstream's: similarity hubert_demo merged"""
+    import merging  # noqa: F401 - registers what is built here
+    from upstream.resolve import require
+
+    specs = [args.reference, *args.others]
+    for spec in specs:
+        require(spec)
+    from downstream.recipe import suite_folder
+    from merging import similarity
+    from merging.requests import requests
+
+    how, suite = settings(args), suite_folder(args.suite)
+    audio = similarity.draw(tasks(args), args.utterances, args.seed)
+    (first, *others), _ = requests(",".join(specs), suite, args.results, how)
+    found = similarity.compare(first, others, audio, how)
+    print(getattr(similarity, f"as_{args.format}")(found))
 
 
 def list_(args: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -17,13 +17,15 @@ Weights = Mapping[str, Tensor]
 CHUNK = 1 << 15
 
 
-def movement(base: Weights, tuned: Weights) -> dict[str, float]:
-    """Per module |tuned - base| / |base|."""
+def movement(
+    base: Weights, tuned: Weights, place: Callable[[str], str] = module_of
+) -> dict[str, float]:
+    """Per module, or other `place` of a tensor's name, |tuned - base| / |base|."""
     change: dict[str, float] = defaultdict(float)
     size: dict[str, float] = defaultdict(float)
     for name, tensor in base.items():
         if tensor.is_floating_point():
-            module = module_of(name)
+            module = place(name)
             change[module] += float((tuned[name].double() - tensor.double()).square().sum())
             size[module] += float(tensor.double().square().sum())
     return {m: (change[m] / size[m]) ** 0.5 if size[m] else 0.0 for m in size}
