@@ -123,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
     either.add_argument("--recipe", type=Path)
     flag = commands["finetune"].add_argument
     flag("recipe", type=Path)
+    flag("--set", action="append", default=[], metavar="KEY=VALUE",
+         help="override a key of the recipe, e.g. seed=1")  # fmt: skip
     flag("--output", type=Path, help="where to write it (default: results/upstreams)")
     flag = commands["merge"].add_argument
     flag("recipe", type=Path, nargs="?")
@@ -381,12 +383,14 @@ def predict(args: argparse.Namespace) -> None:
 
 def finetune(args: argparse.Namespace) -> None:
     """Stage 1, stable fine-tuning: finetune recipes/demo/finetune.yaml"""
+    from downstream.recipe import overrides
     from merging.tuning import build_tuned
     from merging.tuning.ranks import joined
 
+    changes = overrides(args.set)
     writable(args.output or args.results)
     with joined() as ranks:
-        print(build_tuned(args.recipe, args.results, args.output, ranks))
+        print(build_tuned(args.recipe, args.results, args.output, ranks, changes))
 
 
 def merge(args: argparse.Namespace) -> None:

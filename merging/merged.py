@@ -18,7 +18,7 @@ from downstream.recipe import RECIPES
 from downstream.run.prepare import Prepared, prepare
 from merging import choose as choosing
 from merging.choose import Choice
-from merging.recipe import MADE, YAML, MergeRecipe, altered, load_recipe, with_alpha, with_members
+from merging.recipe import YAML, MergeRecipe, altered, made, with_alpha, with_members
 from merging.tuning import build_tuned
 from merging.tuning.recipe import load_base, opening
 from merging.weights import alphas
@@ -28,6 +28,7 @@ from merging.write import RECORD, Merge, Written, as_encoder, write_merge, write
 from upstream.checkpoints.write import WEIGHTS
 from upstream.common import disk, user_code
 from upstream.common.errors import UserError, near_miss
+from upstream.common.schema import Natural
 from upstream.encoder.encoder import Encoder
 
 DEMO = str(RECIPES / "demo" / "merged.yaml")
@@ -43,13 +44,13 @@ def tuned_names(plan: MergeRecipe, recipe: Path, results: Path) -> list[str]:
     """The recipe's fine-tuned upstreams; what is missing is fine-tuned now."""
     names = []
     for name in plan.tuned:
-        if made := MADE.fullmatch(name):
-            folder = build_tuned(recipe.parent / made[1], results)
-            if made[2] and not (folder / made[2] / WEIGHTS).is_file():
+        if of := made(name):
+            folder = build_tuned(recipe.parent / of.recipe, results, changes=of.changes)
+            if of.collected and not (folder / of.collected / WEIGHTS).is_file():
                 there = [path.name for path in folder.iterdir() if path.is_dir()]
-                fault = f"{recipe}: tuned: {made[1]} does not collect {made[2]!r}"
-                raise UserError(fault + near_miss(made[2], there))
-            name = str(folder / (made[2] or ""))
+                fault = f"{recipe}: tuned: {of.recipe} does not collect {of.collected!r}"
+                raise UserError(fault + near_miss(of.collected, there))
+            name = str(folder / of.collected)
         names.append(name)
     return names
 
@@ -133,28 +134,31 @@ def merged(
     method: str | None = None,
     alpha: float | str | None = None,
     members: str | None = None,
+    seed: Natural | None = None,
 ) -> Encoder:
     """Stage 2 on the recipe's base and fine-tuned upstreams; `alpha` and `method` override it.
 
     `alpha`: a number, or several over depth, as in `0.1/0.5`. `members`: which of the fine-tuned
-    ones, numbered from 0, as in `0+2`.
+    ones, numbered from 0, as in `0+2`. `seed`: of the fine-tuning.
     """
     path = Path(recipe)
-    merge = open_merge(altered(path, method, alpha, members), path, Path(results))
+    merge = open_merge(altered(path, method, alpha, members, seed), path, Path(results))
     encoder = as_encoder(upstream.load(settled_spec(merge)), recipe)
     encoder.licence = merge.base.licence
     return encoder
 
 
-def finetuned(recipe: str = DEMO, *, results: str = "results", member: int = 0) -> Encoder:
-    """Stage 1 alone: the recipe's fine-tuned upstream number `member`."""
-    name = tuned_spec(Path(recipe), Path(results), member)
+def finetuned(
+    recipe: str = DEMO, *, results: str = "results", member: int = 0, seed: Natural | None = None
+) -> Encoder:
+    """Stage 1 alone: the recipe's fine-tuned upstream number `member`, with another seed."""
+    path = Path(recipe)
+    name = tuned_spec(altered(path, seed=seed), path, Path(results), member)
     return as_encoder(upstream.load(name), name)
 
 
-def tuned_spec(recipe: Path, results: Path, member: int = 0) -> str:
+def tuned_spec(plan: MergeRecipe, recipe: Path, results: Path, member: int = 0) -> str:
     """What to load for a recipe's fine-tuned upstream, which is made now if it is not there."""
-    plan = load_recipe(recipe)
     if not 0 <= member < len(plan.tuned):
         raise UserError(f"{recipe}: member={member}: it has {len(plan.tuned)} fine-tuned upstreams")
     return tuned_names(replace(plan, tuned=[plan.tuned[member]]), recipe, results)[0]

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from merging.choose import Choose, apart
 from merging.methods import STATISTICS
@@ -17,12 +17,29 @@ from merging.weights import alphas
 from merging.weights.calibration import Calibration
 from merging.weights.rule import MergeOptions, PosConv, Several, check_params
 from upstream.common.errors import UserError
-from upstream.common.schema import build, override, read_yaml
-from upstream.resolve import beside
+from upstream.common.schema import build, override, read_value, read_yaml
+from upstream.resolve import beside, parse
 
 YAML = (".yaml", ".yml")
-# a fine-tuning recipe, and which of the upstreams that its run collects: finetune.yaml/ema-0.999
-MADE = re.compile(r"(.+\.ya?ml)(?:/([\w.-]+))?")
+# of a recipe that is fine-tuned here: the file, what its run collects, and keys changed in it
+MADE = re.compile(r"(.+\.ya?ml)(?:/([\w.-]+))?((?::[A-Za-z_]\w*=.*)?)")
+
+
+class Made(NamedTuple):
+    """A fine-tuned upstream that is made here, as `tuned` names it."""
+
+    recipe: str  # the file, beside the merge recipe
+    collected: str  # one of the further upstreams that its run collects; "" is the run's own
+    changes: Mapping[str, Any]  # keys of the recipe
+
+
+def made(name: str) -> Made | None:
+    """`finetune.yaml/ema-0.999:seed=1`; None for the name of an upstream. Raises UserError."""
+    if not (parts := MADE.fullmatch(name)):
+        return None
+    _, texts = parse(parts[1] + parts[3])
+    changes = {key: read_value(text, f"{name}: {key}") for key, text in texts.items()}
+    return Made(parts[1], parts[2] or "", changes)
 
 
 @dataclass(frozen=True)
@@ -31,7 +48,7 @@ class MergeRecipe:
 
     kind: Literal["merge"]
     base: str  # an upstream name, or a merge recipe beside this file
-    tuned: list[str]  # fine-tuning recipes beside this file (see MADE), or upstream names
+    tuned: list[str]  # fine-tuning recipes beside this file (see `made`), or upstream names
     method: str = "linear"
     params: dict[str, Any] = field(default_factory=dict)  # the method's keys; alpha: see alphas.py
     compare: list[str] = field(default_factory=list)  # scored together with the merged upstream
@@ -70,14 +87,39 @@ def with_members(plan: MergeRecipe, members: str, where: str) -> MergeRecipe:
     return replace(plan, tuned=tuned, choose=choose)
 
 
+def with_seed(plan: MergeRecipe, seed: int, where: str) -> MergeRecipe:
+    """The recipe with what it fine-tunes itself fine-tuned with another seed. Raises UserError."""
+
+    def reseeded(name: str) -> str:
+        if not (parts := MADE.fullmatch(name)):
+            return name
+        plain = re.sub(r":seed=\d+", "", parts[3])
+        return name.removesuffix(parts[3]) + f"{plain}:seed={seed}"
+
+    tuned = [reseeded(name) for name in plan.tuned]
+    if not any(map(MADE.fullmatch, tuned)):
+        raise UserError(
+            f"{where}: seed={seed}: is for fine-tuning, and it only merges what is there"
+        )
+    if len(set(tuned)) < len(tuned):
+        raise UserError(f"{where}: seed={seed}: its tuned models would all be one; leave seed out")
+    return replace(plan, tuned=tuned)
+
+
 def altered(
     recipe: Path,
     method: str | None = None,
     alpha: float | str | None = None,
     members: str | None = None,
+    seed: int | None = None,
 ) -> MergeRecipe:
-    """The recipe with another method, alpha or members; what is given is not chosen. UserError."""
+    """The recipe with another method, alpha, members or fine-tuning seed. UserError.
+
+    What is given is not chosen.
+    """
     plan = load_recipe(recipe)
+    if seed is not None:
+        plan = with_seed(plan, seed, str(recipe))
     if method is not None:
         plan = replace(plan, method=method)
     if alpha is not None:

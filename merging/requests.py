@@ -17,7 +17,7 @@ from merging import choose as choosing
 from merging.choose import BASE, Choice, Dev
 from merging.cost import cost_text
 from merging.merged import Undecided, folder_of, open_merge, settled_spec, tuned_spec
-from merging.recipe import MADE, YAML, MergeRecipe, altered, load_recipe
+from merging.recipe import YAML, MergeRecipe, altered, made
 from merging.tuning.build import RECORD as TUNED
 from merging.tuning.recipe import TuningRecipe, open_plan, opening
 from merging.tuning.recipe import load_recipe as load_tuning
@@ -30,8 +30,8 @@ BUILT = ("merged", "finetuned")
 Untrained = tuple[TuningRecipe, tuple[Prepared, ...]]  # with the corpora of its objectives
 RECORDS = (RECORD, TUNED)
 NUMBER = r"[-+]?\.?\d[\d.eE+-]*"
-# Commas part upstreams, but not the numbers of a curve: merged:alpha=0,0.25,1
-CURVE = re.compile(rf"\balpha=\s*{NUMBER}(?:\s*,\s*{NUMBER})+(?=[,:]|\s*$)")
+# Commas part upstreams, but not the numbers of a curve: merged:alpha=0,0.25,1:seed=0,1
+CURVE = re.compile(rf"\b(?:alpha|seed)=\s*{NUMBER}(?:\s*,\s*{NUMBER})+(?=[,:]|\s*$)")
 
 
 class Built(NamedTuple):
@@ -58,16 +58,17 @@ def request(spec: str, suite: Path, results: Path) -> Request:
 
 
 def curves(specs: str) -> list[list[str]]:
-    """Names between commas; one with a list of alphas is one name per alpha.
+    """Names between commas; one with a list of alphas or seeds is one name for each.
 
     `"a,merged:alpha=0,0.5"` -> `[["a"], ["merged:alpha=0", "merged:alpha=0.5"]]`.
     """
     groups = []
     for spec in split_specs(CURVE.sub(lambda curve: curve[0].replace(",", ";"), specs)):
-        curve = re.search(r"\balpha=([^:,;]+(;[^:,;]+)+)", spec)
-        alphas = curve[1].split(";") if curve else []
-        points = [spec.replace(curve[0], f"alpha={alpha.strip()}") for alpha in alphas if curve]
-        groups.append(points or [spec])
+        points = [spec]
+        for curve in re.finditer(r"\b(alpha|seed)=([^:,;]+(?:;[^:,;]+)+)", spec):
+            values = [f"{curve[1]}={value.strip()}" for value in curve[2].split(";")]
+            points = [point.replace(curve[0], value) for point in points for value in values]
+        groups.append(points)
     return groups
 
 
@@ -77,8 +78,9 @@ def requests(
     """The upstreams to score, and the name of the one that differences are taken from.
 
     One `merged` alone brings its comparison along: what its recipe names under `compare`, the
-    pre-trained base (the reference) and, unless it is a curve, the fine-tuned upstream. With
-    `options` all is chosen and built; without, what is not built yet stays a recipe.
+    pre-trained base (the reference) and, unless it is a curve of alphas, the fine-tuned upstream
+    (of every seed). With `options` all is chosen and built; without, what is not built yet stays a
+    recipe.
     """
     groups, reference = curves(specs), None
     listed = [request(spec, suite, results) for group in groups for spec in group]
@@ -87,7 +89,10 @@ def requests(
         plan, reference = built.plan, built.plan.base
         elsewhere = built.recipe != suite / "merged.yaml"
         tuned = f"finetuned:recipe={built.recipe}" if elsewhere else "finetuned"
-        names = [*plan.compare, plan.base, *([tuned] if len(listed) == 1 else [])]
+        seeds = [parse(each.spec)[1].get("seed") for each in listed]
+        runs = [f"{tuned}:seed={seed}" if seed else tuned for seed in seeds]
+        curve = len({*runs}) < len(runs)
+        names = [*plan.compare, plan.base, *([] if curve else runs)]
         listed = [*(request(name, suite, results) for name in names), *listed]
     shown = [each.name for each in listed]
     for name in shown:
@@ -103,7 +108,8 @@ def _built(request: Request) -> Built | None:
     options = call(request.spec, **request.options)[1]
     recipe, results = Path(options.pop("recipe")), Path(options.pop("results"))
     if name == "finetuned":
-        return Built(recipe, results, load_recipe(recipe), options.get("member", 0))
+        member = options.pop("member", 0)
+        return Built(recipe, results, altered(recipe, **options), member)
     return Built(recipe, results, altered(recipe, **options), None)
 
 
@@ -113,7 +119,8 @@ def _settled(request: Request, options: RunOptions | None) -> Request:
     if built is None or (options is None and _untrained(built)):
         return request
     if built.member is not None:
-        return Request(request.name, tuned_spec(built.recipe, built.results, built.member))
+        spec = tuned_spec(built.plan, built.recipe, built.results, built.member)
+        return Request(request.name, spec)
     choose = partial(_choose, request, options) if options else None
     try:
         merge = open_merge(built.plan, built.recipe, built.results, choose)
@@ -197,10 +204,12 @@ def _untrained(built: Built) -> list[Untrained]:
     """The fine-tuning that a merge recipe waits for, that of its bases first."""
     with opening(built.recipe):
         waiting = _untrained_base(_base(built))
-    made = filter(None, map(MADE.fullmatch, built.plan.tuned))
-    for name in dict.fromkeys(each[1] for each in made):
+    runs = [(of.recipe, of.changes) for of in map(made, built.plan.tuned) if of]
+    for number, (name, changes) in enumerate(runs):
+        if (name, changes) in runs[:number]:  # of one run, another upstream
+            continue
         path = built.recipe.parent / name
-        recipe = load_tuning(path)
+        recipe = load_tuning(path, changes)
         with opening(path):
             base = request(beside(recipe.upstream, path.parent), path.parent, built.results)
             first = _untrained_base(base)
@@ -208,7 +217,7 @@ def _untrained(built: Built) -> list[Untrained]:
             corpora = tuple(aim.prepared(path, built.results) for aim in recipe.aims)
             waiting += [each for each in first if each not in waiting] + [(recipe, corpora)]
             continue
-        plan = open_plan(path, built.results)
+        plan = open_plan(path, built.results, changes)
         if not (plan.folder(built.results) / WEIGHTS).exists():
             waiting.append((plan.recipe, plan.corpora))
     return waiting

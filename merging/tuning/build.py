@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,15 +30,20 @@ RECORD = "finetune.json"
 
 
 def build_tuned(
-    path: Path, results: Path, output: Path | None = None, ranks: Ranks = ALONE
+    path: Path,
+    results: Path,
+    output: Path | None = None,
+    ranks: Ranks = ALONE,
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """The folder with the recipe's fine-tuned upstream; trained now if it is not there. UserError.
 
-    Interrupted training goes on where it was; another process that trains it is waited for. All
-    of `ranks` call this together, and see the same files.
+    `changes`: keys of the recipe with other values. Interrupted training goes on where it was;
+    another process that trains it is waited for. All of `ranks` call this together, and see the
+    same files.
     """
     with ranks.in_turn():
-        plan = open_plan(path, results)
+        plan = open_plan(path, results, changes)
     if ranks.tell(plan.key) != plan.key:
         raise UserError(f"{path}: is not the same on all hosts, or its corpus or upstream is not")
     folder = output or plan.folder(results)

@@ -189,9 +189,9 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Tunin
     return recipe
 
 
-def open_plan(path: Path, results: Path) -> Plan:
-    """A recipe, its upstream with the recipe's dropouts, and its corpora. Raises UserError."""
-    recipe = load_recipe(path)
+def open_plan(path: Path, results: Path, changes: Mapping[str, Any] | None = None) -> Plan:
+    """A recipe with some keys changed, its upstream and its corpora. Raises UserError."""
+    recipe = load_recipe(path, changes)
     with opening(path):
         encoder = load_base(beside(recipe.upstream, path.parent), results)
     if not isinstance(encoder, Encoder):
