@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from upstream.checkpoints import FORMATS
-from upstream.common.errors import UserError, near_miss
+from upstream.common.errors import UserError, near_miss, one_line
 from upstream.common.stop import stoppable
 
 if TYPE_CHECKING:
@@ -225,7 +225,11 @@ def run(args: argparse.Namespace) -> None:
     upstreams, reference = requests(args.upstream, suite, args.results, how)
     work = schedule.survey(upstreams, prepared, args.seeds, how)
     print(f"{work.kept} cells kept, {len(work.cells)} to compute")
-    execute.run(work, how)
+    failed = None
+    try:
+        execute.run(work, how)
+    except execute.Unfinished as error:  # what is finished is shown all the same
+        failed = error
     results = load_results(args.results)
     scored = {(identity.name, identity.fingerprint) for identity in work.identities}
     revisions = {task.revision for task in prepared}
@@ -236,7 +240,10 @@ def run(args: argparse.Namespace) -> None:
     print(table.show(table.summary(mine, suite.name, references)))
     print("".join(f"{line}\n" for line in costs(upstreams)), end="")
     written = table.write(args.results, results, references)
-    print(f"written: {', '.join(map(str, written))}")
+    print(f"written: {', '.join(map(str, written))}", flush=True)
+    if failed:
+        print(*failed.lines, sep="\n", file=sys.stderr)
+        raise failed
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -466,20 +473,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        print(f"benchmark.py: {_line(error)}", file=sys.stderr)
+        line = one_line(error, "what the same command prints with --debug")
+        print(f"benchmark.py: {line}", file=sys.stderr)
         return 2
-
-
-def _line(error: Exception) -> str:
-    """One line on an error; for one that nobody foresaw, where it arose."""
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"unforeseen {type(error).__name__} at {Path(place.filename).name}:{place.lineno} "
-        f"({text[:300]}); please report it, with what the same command prints with --debug"
-    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from downstream.run.cell import Identity
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions, needed
 from upstream.base import SAMPLE_RATE, Upstream
+from upstream.common.progress import clock
 from upstream.features.codec import Kind
 from upstream.features.extract import bytes_of
 from upstream.features.forward import forward
@@ -52,7 +53,7 @@ def describe(
         identity = Identity(request.name, fingerprint, "")
         if waiting:
             building = waiting.seconds * TRAINING * (1 - CNN_SHARE) / _passed(upstream)
-            lines.append(f"{request.name:<{width}} first: {waiting.why} ({_clock(building)})")
+            lines.append(f"{request.name:<{width}} first: {waiting.why} ({clock(building)})")
             total += building * options.workers  # it is one process's work
         counts = [task.recipe.seeds(seeds) for task in tasks]
         left = [
@@ -72,9 +73,9 @@ def describe(
                 where, number = _where(upstream, task, kind, bool(clips)), f"{number}, {missing}"
             total += seconds
             row = f"{task.recipe.name:<8} {number:>13} {task.seconds / 3600:>7.2f} h  {where:<22}"
-            lines.append(f"{request.name:<{width}} {row} {_clock(seconds):>8}")
+            lines.append(f"{request.name:<{width}} {row} {clock(seconds):>8}")
     lines.append(
-        f"about {_clock(total / options.workers)} in {options.workers} processes, "
+        f"about {clock(total / options.workers)} in {options.workers} processes, "
         f"{size / 1e9:.2f} GB of features to write (limit --cache-gb {options.cache_gb:g})"
     )
     return "\n".join([*lines, _detectable(tasks, options)])
@@ -151,9 +152,3 @@ def _size(upstream: Upstream) -> tuple[Any, ...]:
     """What an upstream's speed depends on."""
     parameters = sum(parameter.numel() for parameter in upstream.parameters())
     return type(upstream), upstream.num_layers, upstream.dim, upstream.stride, parameters
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,75 +1,141 @@
 """Doing what is scheduled: a run is passes, then cells, in one process or in several.
 
 Every job is claimed by a lease. What another process has claimed is left to it and asked for again
-later, so that identical commands on one results folder share the work.
+later, so that identical commands on one results folder share the work. A job that fails leaves the
+others alone; the run ends with what failed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
-import torch
-from tqdm import tqdm
-
-from downstream.run import cell as cells
+from downstream.run import cell as of_cell
+from downstream.run.beats import beating
+from downstream.run.executors import Executor, Line, Outcome, local
+from downstream.run.live import ELSEWHERE, Job, Tally, shown
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import CellJob, Pass, Request, RunOptions, Work
 from downstream.tasks.metrics import of_result
 from upstream.base import Upstream
 from upstream.common import disk
 from upstream.common.errors import UserError
-from upstream.common.progress import progress, share_terminal
-from upstream.common.stop import shielded
 from upstream.features.codec import Features
 from upstream.features.extract import extract
 from upstream.features.provide import provide
 
-J = TypeVar("J")
-Line = str | None  # what to print of a job that is done; None: another process is at it
-# Does each job somewhere and yields it with its line, in whatever order they end.
-Executor = Callable[[Callable[[J], Line], Sequence[J]], Iterator[tuple[J, Line]]]
+J = TypeVar("J", bound=Job)
 PAUSE = 1.0  # seconds before asking again for what other processes have claimed
+HOPELESS = 3  # failures in a row, of more than one upstream and task: it is none of theirs
+RUNNING = "running"  # folder of the processes at work
+
+
+class Unfinished(UserError):
+    """Some cells failed. `lines`: one for each error."""
+
+    def __init__(self, message: str, lines: Sequence[str]) -> None:
+        super().__init__(message)
+        self.lines = lines
 
 
 def run(work: Work, options: RunOptions) -> None:
-    """Round by round all passes, then all cells. The first error stops the rest. UserError."""
+    """Round by round all passes, then all cells.
+
+    Raises Unfinished at the end if cells failed; UserError at once where all would.
+    """
+    tally = Tally(work, options.store.root / RUNNING)
+    log = options.results / "errors.log"
     most = max((len(jobs) for part in work.rounds for jobs in (part.passes, part.cells)), default=0)
-    with local(min(options.workers, most)) as executor:
+    with shown(tally) as tell, local(min(options.workers, most)) as executor:
+
+        def each(do: Callable[..., Line], jobs: Sequence[J]) -> dict[str, str]:
+            """Do all; the errors by upstream."""
+            errors, row = dict[str, str](), _Row(jobs)
+            for job, (line, seconds, trace) in _ended(executor, partial(do, options=options), jobs):
+                line = line or ""
+                tally.end(job, line, seconds, bool(trace))
+                if trace:
+                    _note(log, job, trace)
+                    errors[job.request.name] = line
+                    tell(f"failed: {job.name}: {line}")
+                elif line:
+                    tell(line)
+                row.add(job, line, bool(trace))
+            return errors
+
         for part in work.rounds:
             for gone in options.store.evict(part.bytes, options.cache_gb, part.entries):
-                tqdm.write(f"cache: {gone.name} {gone.kind} ({gone.gigabytes:.1f} GB) made room")
-            _all(executor, partial(make, options=options), part.passes, "passes")
-            _all(executor, partial(compute, options=options), part.cells, "cells")
+                tell(f"cache: {gone.name} {gone.kind} ({gone.gigabytes:.1f} GB) made room")
+            errors = each(make, part.passes)
+            cells, lost = _apart(part.cells, errors, options)
+            for job in lost:
+                tally.end(job, errors[job.request.name], 0.0, True)
+            each(compute, cells)
+    if tally.failed:
+        raise Unfinished(
+            f"{tally.failures} of {tally.cells} cells failed; the same command tries them again; "
+            f"{log} has more",
+            tally.errors,
+        )
 
 
-def _all(executor: Executor[J], do: Callable[[J], Line], jobs: Sequence[J], what: str) -> None:
-    for line in progress(_lines(executor, do, jobs), what, len(jobs)):
-        if line:
-            tqdm.write(line)
+class _Row:
+    """Failures in a row. Raises UserError where all others would fail too."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.enough = tuple(min(2, len(names)) for names in self._names(jobs))
+        self.bad: list[Job] = []
+
+    def add(self, job: Job, line: str, failed: bool) -> None:
+        self.bad = [*self.bad, job] if failed else []
+        reached = tuple(map(len, self._names(self.bad)))
+        if len(self.bad) >= HOPELESS and all(n >= m for n, m in zip(reached, self.enough)):
+            raise UserError(f"stopped after {len(self.bad)} failures in a row, the last: {line}")
+
+    @staticmethod
+    def _names(jobs: Sequence[Job]) -> tuple[set[str], set[str]]:
+        return {job.request.name for job in jobs}, {job.task for job in jobs}
 
 
-def _lines(executor: Executor[J], do: Callable[[J], Line], jobs: Sequence[J]) -> Iterator[str]:
-    """The line of each job, here or elsewhere done."""
+def _ended(
+    executor: Executor[J], do: Callable[[J], Line], jobs: Sequence[J]
+) -> Iterator[tuple[J, Outcome]]:
+    """Each job, here or elsewhere done."""
     while jobs:
         claimed = []
-        for job, line in executor(do, jobs):
-            if line is None:
+        for job, outcome in executor(do, jobs):
+            if outcome.line is None:
                 claimed.append(job)
             else:
-                yield line
+                yield job, outcome
         if len(claimed) == len(jobs):
             time.sleep(PAUSE)
         jobs = claimed
+
+
+def _apart(
+    jobs: Sequence[CellJob], broken: dict[str, str], options: RunOptions
+) -> tuple[list[CellJob], list[CellJob]]:
+    """Cells that can be computed, and those whose features a failed pass left out."""
+    parts: tuple[list[CellJob], list[CellJob]] = [], []
+    lost: dict[tuple[str, Path], bool] = {}
+    for job in jobs:
+        key = (job.identity.fingerprint, job.prepared)
+        if job.request.name in broken and key not in lost:
+            task = _prepared(job.prepared)
+            lost[key] = bool(options.store.missing(key[0], task.kind, task.clips))
+        parts[lost.get(key, False)].append(job)
+    return parts
+
+
+def _note(log: Path, job: Job, trace: str) -> None:
+    with contextlib.suppress(OSError), log.open("a", errors="backslashreplace") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {job.name}\n{trace}\n")
 
 
 def make(job: Pass, options: RunOptions) -> Line:
@@ -80,26 +146,27 @@ def make(job: Pass, options: RunOptions) -> Line:
     with disk.lease(options.store.root / "passes", wait=False, name=claim) as ours:
         if not ours:
             return None
-        upstream = _upstream(job.request, options.device)
-        extract(upstream, job.clips, job.kinds, options.store, name=name, batch_seconds=seconds)
+        with beating(options.store.root / RUNNING, job.name):
+            upstream = _upstream(job.request, options.device)
+            extract(upstream, job.clips, job.kinds, options.store, name=name, batch_seconds=seconds)
         return ""
 
 
 def compute(job: CellJob, options: RunOptions) -> Line:
     """Compute one cell, unless another process is computing it or has done so meanwhile."""
     prepared = _prepared(job.prepared)
-    cell = cells.cell(job.identity, prepared, job.seed)
-    name = f"{job.identity.name}: {prepared.recipe.name} seed {job.seed}"
+    cell = of_cell.cell(job.identity, prepared, job.seed)
     with disk.lease(cell.folder(options.results), wait=False) as ours:
         if not ours:
             return None
-        if cells.done(cell, prepared, options.results):
-            return f"{name}: done by another process"
-        features = _features(job, prepared, options)
-        where = (options.results, options.device)
-        score = cells.run(job.identity, prepared, job.seed, features, *where, job.seen)
+        if of_cell.done(cell, prepared, options.results):
+            return f"{job.name}: {ELSEWHERE}"
+        with beating(options.store.root / RUNNING, job.name):
+            features = _features(job, prepared, options)
+            where = (options.results, options.device)
+            score = of_cell.run(job.identity, prepared, job.seed, features, *where, job.seen)
     label = of_result(score.metric, score.better).label
-    line = f"{name}: {label} {score.score:.2f} ({score.seconds:.0f} s)"
+    line = f"{job.name}: {label} {score.score:.2f} ({score.seconds:.0f} s)"
     published = prepared.recipe.expect.get(job.request.name.split(":")[0])
     notes = [] if published is None else [f"published: {published}"]
     notes += [each for each in score.warnings if each not in prepared.warnings][:1]  # told before
@@ -125,57 +192,3 @@ def _upstream(request: Request, device: str) -> Upstream:
         _last.clear()  # first, or two would be in memory
         _last[key] = request.load().to(device)
     return _last[key]
-
-
-@contextlib.contextmanager
-def local(workers: int) -> Iterator[Executor[Any]]:
-    """This machine: this process alone, or that many others. Raises UserError if one is killed.
-
-    None of them outlives the block, whatever ends it.
-    """
-    if workers <= 1:
-        yield lambda do, jobs: ((job, do(job)) for job in jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    with shielded():  # the tracker of shared objects as well
-        shared = (threads, context.Value("i", 0), context.RLock())
-    pool = ProcessPoolExecutor(workers, context, _start_worker, shared)
-    with shielded():
-        pool.submit(os.getpid)  # the first job starts all processes
-
-    def execute(do: Callable[[Any], Line], jobs: Sequence[Any]) -> Iterator[tuple[Any, Line]]:
-        futures = {pool.submit(do, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-
-    try:
-        yield execute
-        pool.shutdown()
-    except BaseException as error:
-        for process in multiprocessing.active_children():
-            process.kill()
-        # not waited for: what died with a lock in its hands would be waited for for ever
-        pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise UserError(
-                "a worker process was killed, perhaps for memory; the same command goes on, "
-                "with --workers 1 or a smaller --batch-seconds it needs less"
-            ) from error
-        raise
-
-
-def _start_worker(threads: int, started: Any, lock: Any) -> None:
-    """Share cores, GPUs and terminal, and never outlive the parent (kill -9)."""
-    torch.set_num_threads(threads)
-    place = share_terminal(started, lock)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(place % torch.cuda.device_count())
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -56,6 +56,12 @@ class Pass(NamedTuple):
     request: Request
     clips: list[Clip]
     kinds: list[Kind]  # what is kept of them
+    task: str = ""  # it is of none
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.request.name}: features"
 
 
 class CellJob(NamedTuple):
@@ -66,6 +72,12 @@ class CellJob(NamedTuple):
     prepared: Path  # what `Prepared.save` wrote
     seed: int
     seen: int  # test utterances that the upstream was fine-tuned on
+    task: str
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.identity.name}: {self.task} seed {self.seed}"
 
 
 @dataclass
@@ -125,7 +137,8 @@ def survey(
             kept += count - len(missing)
             if missing:
                 seen = len(overlapping(upstream.heard, task.tested))
-                jobs += [CellJob(request, identity, file, seed, seen) for seed in missing]
+                name = task.recipe.name
+                jobs += [CellJob(request, identity, file, seed, seen, name) for seed in missing]
                 unfinished.append(task)
         needs = needed(upstream, identity.fingerprint, unfinished, options)
         passes = _passes(request, needs.missing)

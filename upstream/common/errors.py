@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -17,3 +19,15 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return f"; there is: {', '.join(known)}" if known else ""
+
+
+def one_line(error: BaseException, more: str) -> str:
+    """One line; of an error that nobody foresaw also where it arose, and `more` to report."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"unforeseen {type(error).__name__} at {Path(place.filename).name}:{place.lineno} "
+        f"({text[:300]}); please report it, with {more}"
+    )

@@ -6,28 +6,51 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
 QUIET_SECONDS = 20.0
+
+
+class Stage(NamedTuple):
+    """How far the innermost loop of this process is."""
+
+    what: str = ""
+    done: int = 0
+    total: int | None = None
+
+
+stage = Stage()
 _silent = False
-_line = 0  # on which terminal line this process draws its bar: workers draw below the main one
 
 
 def progress(
     items: Iterable[T], what: str, total: int | None = None, initial: int = 0
 ) -> Iterator[T]:
-    """Iterate over `items`, telling stderr how far it is."""
-    if _silent:
-        yield from items
-        return
+    """Iterate over `items`, telling stderr how far it is, and whoever asks for `stage`."""
+    global stage
     if total is None:
         total = len(items) + initial if hasattr(items, "__len__") else None  # type: ignore[arg-type]
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, initial=initial, leave=False, position=_line)
-        return
+    if not _silent:
+        show = _bar if on_terminal() else _lines
+        items = show(items, what, total, initial)
+    for done, item in enumerate(items, initial):
+        stage = Stage(what, done, total)
+        yield item
+
+
+def on_terminal() -> bool:
+    """Whether people watch stderr."""
+    return sys.stderr.isatty()
+
+
+def _bar(items: Iterable[T], what: str, total: int | None, initial: int) -> Iterable[T]:
+    return tqdm(items, desc=what, total=total, initial=initial, leave=False)
+
+
+def _lines(items: Iterable[T], what: str, total: int | None, initial: int) -> Iterable[T]:
     begun = told = time.monotonic()
     for done, item in enumerate(items, initial):
         now = time.monotonic()
@@ -39,20 +62,28 @@ def progress(
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """No progress is told in the block: another process does the same, and tells."""
-    global _silent
-    _silent = True
+    """No progress is told in the block: somebody else tells it."""
+    before = is_silent()
+    hush(True)
     try:
         yield
     finally:
-        _silent = False
+        hush(before)
 
 
-def share_terminal(started: Any, lock: Any) -> int:
-    """In a worker: take the next line of the terminal, from 1; the arguments are the pool's."""
-    global _line
-    tqdm.set_lock(lock)
-    with started.get_lock():
-        started.value += 1
-        _line = started.value
-    return _line
+def hush(quiet: bool) -> None:
+    """From now on no progress is told, or it is again."""
+    global _silent
+    _silent = quiet
+
+
+def is_silent() -> bool:
+    """Whether no progress is told; a worker process does as its parent."""
+    return _silent
+
+
+def clock(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
