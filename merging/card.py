@@ -11,6 +11,8 @@ from merging.cost import cost_text
 from upstream.checkpoints.write import CONVERTED
 from upstream.common import disk
 
+FIGURE = "log.svg"  # of a fine-tuning run, beside its card
+
 
 def write_card(folder: Path, record: Mapping[str, Any]) -> None:
     """README.md beside the weights: what they are, how they were made, how to use them."""
@@ -21,6 +23,7 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
 def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
     rows = ((module, f"{100 * share:.3f} %") for module, share in record["moved"].items())
     recipe = (f"{key}: {value}" for key, value in record["recipe"].items() if value != "")
+    drawn = (folder / FIGURE).is_file()
     return [
         "# Fine-tuned upstream\n",
         *_facts(
@@ -28,6 +31,7 @@ def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
         ),
         "",
         *_table(("module", "moved from the base by"), rows),
+        *([f"![Loss, learning rates, gradient norm, dev scores]({FIGURE})\n"] if drawn else []),
         "Recipe:\n",
         *_block("yaml", *recipe),
         *_use(folder, record),

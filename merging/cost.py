@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import resource
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 KEYS = ("seconds", "peak_memory_bytes", "stored_bytes")
 
 
@@ -19,10 +23,24 @@ def cost(seconds: float, peak: int, weights: Mapping[str, Tensor]) -> dict[str, 
     return dict(zip(KEYS, (seconds, peak, stored)))
 
 
+def begin_peak() -> None:
+    """Forget what was in use before, where the system can: what follows is a cost of its own."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        CLEAR.write_text("5")  # Linux: the high-water mark becomes what is resident now
+
+
 def peak_bytes() -> int:
-    """The most memory that was ever in use: the GPU's if one is used, else this process's."""
+    """The most memory in use since `begin_peak`: the GPU's if one is used, else this process's.
+
+    Where the system cannot forget (macOS), since the process began.
+    """
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        if mark := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
+            return int(mark[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

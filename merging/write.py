@@ -17,7 +17,7 @@ import upstream
 from downstream.report.results import finite, provenance
 from merging.card import effective_text, write_card
 from merging.choose import Choice
-from merging.cost import cost, peak_bytes
+from merging.cost import begin_peak, cost, peak_bytes
 from merging.methods import STATISTICS
 from merging.recipe import MergeRecipe, command
 from merging.tuning.recipe import checkpoint
@@ -90,6 +90,7 @@ class Written(NamedTuple):
 def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
     """Merge encoders into an `hf` folder, or a `model.pt` of `s3prl` or `fairseq`. UserError."""
     base, report, begun = merge.base, Report(), time.monotonic()
+    begin_peak()
     file = "" if form == "hf" else "model.pt"
     _begin(output)
     with ThreadPoolExecutor(1) as pool:  # digests do not wait for merging, nor merging for them
@@ -123,6 +124,7 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
 def write_same(plan: MergeRecipe, recipe: Path, tuned: Sequence[str], output: Path) -> Written:
     """Merge files as they are: any architecture, if its tensors have the same names. UserError."""
     names, report, begun = [plan.base, *tuned], Report(), time.monotonic()
+    begin_peak()
     states = [without_pretraining(container.open_container(name).state) for name in names]
     for name, state in zip(names, states):
         _require_own_config(Path(name), state)

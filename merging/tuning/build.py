@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from downstream.report.results import provenance
-from merging.card import write_card
+from merging.card import FIGURE, write_card
 from merging.cost import cost
-from merging.tuning.loop import Loop
+from merging.tuning.figure import draw
+from merging.tuning.loop import Loop, states
 from merging.tuning.mixture import objective_of
 from merging.tuning.objectives import Objective
 from merging.tuning.ranks import ALONE, Ranks
@@ -105,10 +106,13 @@ def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
     }
     disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
     _write_heard(folder, objective)
+    if not draw(folder / FIGURE, loop.log.lines(), loop.history):
+        print("  no figure of log.jsonl; it is drawn after: pip install -e '.[report]'")
     write_card(folder, record)
     for each in loop.collected:
         _write_heard(folder / each.name, objective)
         to_folder(checkpoint(encoder, each.weights), folder / each.name)
     to_folder(weights, folder)  # the weights last: they say that the folder is complete
-    loop.place.unlink(missing_ok=True)
+    for place in states(loop.place):
+        place.unlink(missing_ok=True)
     ranks.tell(None)

@@ -8,7 +8,9 @@ last hidden state (no weighted sum) to the head, the weights that are best on de
 from __future__ import annotations
 
 import math
+import os
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from merging.cost import peak_bytes
+from merging.cost import begin_peak, peak_bytes
 from merging.tuning.collect import collectors
 from merging.tuning.log import LOG, Log
 from merging.tuning.objectives import Objective
@@ -53,7 +55,7 @@ class Loop:
         self.ranks, (self.mine, _) = ranks, ranks.shares(plan.recipe.accumulate)
         self.recipe, self.encoder, self.objective = plan.recipe, plan.encoder, objective
         self.place, self.key = place, plan.key
-        self.log = Log(place.with_name(LOG))
+        self.log = Log(place.with_name(LOG), plan.recipe.tensorboard)
         model = plan.encoder.model
         self.base: State = {name: t.detach().clone() for name, t in model.state_dict().items()}
         recipe = plan.recipe
@@ -85,7 +87,8 @@ class Loop:
             raise UserError(f"{self.place}: all hosts must share this folder")
         self.ranks.align(self.parameters)
         if self.ranks.first:
-            self.log.cut(first)
+            self.log.cut(first, self.history)
+        begin_peak()
         begun = saved = time.monotonic()
         before = self.seconds
         for step in progress(range(first, steps), what, steps, first):
@@ -97,6 +100,7 @@ class Loop:
             if now - saved > SAVE_SECONDS and self.ranks.first:
                 self._save(step + 1)
                 saved = now
+        self.log.close()
         if idle := sorted(self.learned - self.felt):
             raise RuntimeError(f"{self.recipe.strategy}: the gradient of {idle[0]} was always 0")
 
@@ -190,6 +194,7 @@ class Loop:
         if metric.improves(dev, self.best):
             self.best, self.weights = dev, self.strategy.weights()
         also = dict(zip([*scores][1:], others))
+        self.log.dev(step, {"selects": dev, **also})
         self.history.append({"step": step, "dev": dev} | ({"also": also} if also else {}))
         said = "".join(f"; {name} {score:.2f}" for name, score in also.items())
         print(
@@ -201,18 +206,30 @@ class Loop:
         content |= {key: part.state_dict() for key, part in self.parts.items()}
         content |= {"step": step, "strategy": self.strategy.state}
         content["collected"] = {each.name: each.weights for each in self.collected}
-        with disk.writing(self.place), disk.whole(self.place) as part:
+        newest, older = states(self.place)
+        with disk.writing(newest), disk.whole(newest) as part:
             torch.save(content, part)
+            if newest.exists():
+                os.replace(newest, older)
 
     def _restore(self) -> int:
-        """The step to go on from. Raises UserError for the state of another run."""
-        if not self.place.exists():
-            return 0
-        device = self.parameters[0].device
-        with guarded(self.place, "damaged; delete it and run again"):
-            content = torch.load(self.place, weights_only=True, map_location=device)
+        """The step to go on from: that of the newest state that is whole, or 0.
+
+        Raises UserError for the state of another run.
+        """
+        for place in states(self.place):
+            if place.exists():
+                try:
+                    content = _read(place, self.parameters[0].device)
+                except UserError as error:
+                    print(f"  {error}: going on from an earlier state, or else from the start")
+                else:
+                    return self._go_on(content, place)
+        return 0
+
+    def _go_on(self, content: dict[str, Any], place: Path) -> int:
         if content.get("key") != self.key:
-            raise UserError(f"{self.place}: is of another recipe; choose an empty folder")
+            raise UserError(f"{place}: is of another recipe; choose an empty folder")
         for key in KEPT:
             setattr(self, key, content[key])
         for key, part in self.parts.items():
@@ -221,6 +238,21 @@ class Loop:
         for each in self.collected:
             each.weights = content["collected"][each.name]
         return int(content["step"])
+
+
+def states(place: Path) -> tuple[Path, Path]:
+    """Where the newest state is and the one before it, which stays should the newest be torn."""
+    return place, place.with_suffix(f".before{place.suffix}")
+
+
+def _read(place: Path, device: torch.device) -> dict[str, Any]:
+    """A saved state. Raises UserError if any byte of it is not as it was written."""
+    with guarded(place, "damaged"):
+        with zipfile.ZipFile(place) as file:
+            if torn := file.testzip():  # torch does not look at the checksums
+                raise ValueError(torn)
+        content: dict[str, Any] = torch.load(place, weights_only=True, map_location=device)
+    return content
 
 
 def _above(encoder: Encoder, layer: int | None) -> list[str]:

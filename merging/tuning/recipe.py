@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -102,6 +103,7 @@ class TuningRecipe:
     batch_seconds: Amount | None = None  # of audio with its padding, in place of `batch`
     masked: Masked | None = None  # in place of a task
     also: list[Aim] = field(default_factory=list)  # further objectives, in turn with the first
+    tensorboard: bool = False  # the log for TensorBoard as well; not in a build's key
 
     @property
     def aims(self) -> list[Aim]:
@@ -117,8 +119,9 @@ class TuningRecipe:
         return None if None in layers else max(filter(None, layers), default=0)
 
     def facts(self) -> dict[str, Any]:
-        """The recipe as plain values; LATER keys only where they were written."""
+        """All that the weights depend on, as plain values; LATER keys only where written."""
         values = dataclasses.asdict(self) | {"strategy": user_code.identity(self.strategy)}
+        del values["tensorboard"]
         for aim in (values, *values["also"]):
             corpus = aim["masked"]["corpus"] if aim["masked"] else {}
             corpus.pop("root", None)  # its audio is in the key
@@ -174,6 +177,8 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Tunin
     strategy = named(STRATEGIES, recipe.strategy, f"{path}: strategy")
     bind(strategy, recipe.params, f"{path}: params", ("model", "recipe"))
     collectors(recipe.collect, recipe.steps)
+    if recipe.tensorboard and find_spec("tensorboard") is None:
+        raise UserError(f"{path}: tensorboard: is not installed: pip install tensorboard")
     if (recipe.batch is None) == (recipe.batch_seconds is None):
         raise UserError(f"{path}: needs either batch (utterances) or batch_seconds")
     if sum(aim.share for aim in recipe.also) >= 1:
