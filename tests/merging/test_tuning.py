@@ -155,6 +155,8 @@ def test_another_run_in_the_folder_is_not_continued(
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"state.pt: is of another recipe; choose an empty folder"):
         build_tuned(changed(recipes, lr=0.02), tmp_path / "r", tmp_path / "out")
+    for state in (tmp_path / "out").glob("state*"):
+        state.unlink()
     build_tuned(recipes / "finetune.yaml", tmp_path / "r", tmp_path / "out")
     with pytest.raises(UserError, match="out: holds another upstream; choose an empty folder"):
         build_tuned(changed(recipes, lr=0.03), tmp_path / "r", tmp_path / "out")
