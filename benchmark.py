@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import math
 import os
@@ -279,9 +280,10 @@ def similarity(args: argparse.Namespace) -> None:
     from merging.requests import requests
 
     how, suite = settings(args), suite_folder(args.suite)
-    audio = similarity.draw(tasks(args), args.utterances, args.seed)
-    (first, *others), _ = requests(",".join(specs), suite, args.results, how)
-    found = similarity.compare(first, others, audio, how)
+    with contextlib.redirect_stdout(sys.stderr):  # what is built on the way is no JSON
+        audio = similarity.draw(tasks(args), args.utterances, args.seed)
+        (first, *others), _ = requests(",".join(specs), suite, args.results, how)
+        found = similarity.compare(first, others, audio, how)
     print(getattr(similarity, f"as_{args.format}")(found))
 
 

@@ -97,7 +97,7 @@ def requests(
     shown = [each.name for each in listed]
     for name in shown:
         if shown.count(name) > 1:
-            raise UserError(f"--upstream names {name} twice")
+            raise UserError(f"upstream {name} is named twice")
     return [_settled(each, options) for each in listed], reference
 
 

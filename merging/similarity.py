@@ -238,7 +238,7 @@ def as_csv(found: Sequence[Similarity]) -> str:
         rows += [
             [*names, "weights", module, moved, "", "", ""] for module, moved in each.weights.items()
         ]
-    return layout.as_csv(header, rows)
+    return layout.as_csv(header, rows).rstrip("\n")
 
 
 def as_json(found: Sequence[Similarity]) -> str:

@@ -22,7 +22,7 @@ from upstream.features.provide import in_order
 from upstream.measures import FEWEST, GROUPS, Estimate, Moments
 
 FOLDER = "similarity"  # below the results folder
-SILENCE = 40.0  # dB below the loudest frame of the utterance
+SILENCE = 35.0  # dB below the loudest frame: in the valley between speech and noise, results/LOG.md
 BATCH = 8  # utterances
 
 
