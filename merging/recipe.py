@@ -22,7 +22,7 @@ from upstream.resolve import beside, parse
 
 YAML = (".yaml", ".yml")
 # of a recipe that is fine-tuned here: the file, what its run collects, and keys changed in it
-MADE = re.compile(r"(.+\.ya?ml)(?:/([\w.-]+))?((?::[A-Za-z_]\w*=.*)?)")
+MADE = re.compile(r"(.+?\.ya?ml)(?:/([\w.-]+))?((?::[A-Za-z_]\w*=.*)?)")
 
 
 class Made(NamedTuple):

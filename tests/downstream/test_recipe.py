@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from downstream import recipe
-from merging import merged as interpolation
+from merging import recipe as merging
 from merging.pretraining.pretrain import PretrainConfig
 from merging.tuning import recipe as finetune
 from upstream.common import PROJECT
@@ -26,7 +26,7 @@ def test_every_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
     elif kind == "finetune":
         assert finetune.load_recipe(path).steps > 0
     elif kind == "merge":
-        assert interpolation.load_recipe(path).tuned
+        assert merging.load_recipe(path).tuned
     else:
         assert build(PretrainConfig, read_yaml(path), str(path)).kind == "pretrain"
     head = path.read_text().split("kind:")[0]

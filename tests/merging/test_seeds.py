@@ -25,6 +25,9 @@ def test_names_of_what_is_made() -> None:
     name = "f.yml:strategy=lora:params={rank: 2, alpha: 4}:lr=1e-3"
     changes = {"strategy": "lora", "params": {"rank": 2, "alpha": 4}, "lr": 1e-3}
     assert made(name) == Made("f.yml", "", changes)
+    assert made("a.yaml.d/f.yaml:upstream=b.yaml") == Made(
+        "a.yaml.d/f.yaml", "", {"upstream": "b.yaml"}
+    )
     with pytest.raises(UserError, match="seed is given twice"):
         made("f.yaml:seed=1:seed=2")
 
