@@ -49,7 +49,11 @@ class Cosine(nn.Module):
 
 
 class MaskedObjective(OnCorpus):
-    """Cross-entropy on the hidden frames; masks are a function of seed, micro-batch, utterance."""
+    """Cross-entropy on the hidden frames; masks are a function of seed, micro-batch, utterance.
+
+    The mean over frames, in which a seen one counts `unmasked_weight` times as much as a hidden
+    one: so that an update is the same however it is cut.
+    """
 
     metric = Metric("masked_accuracy", "MASKED ACC", "higher", success_rate)
 
@@ -64,13 +68,17 @@ class MaskedObjective(OnCorpus):
     def loss(self, encoder: Encoder, number: int) -> Tensor:
         indices = self.share.of(self.stream[number])
         logits, right, mask, seen = self._predicted(encoder, indices, number)
-        loss = F.cross_entropy(logits[mask], right[mask])
-        if self.masked.unmasked_weight and seen.any():
-            loss = loss + self.masked.unmasked_weight * F.cross_entropy(logits[seen], right[seen])
-        return loss
+        if not self.masked.unmasked_weight:
+            return F.cross_entropy(logits[mask], right[mask])
+        heard = mask | seen
+        weights = torch.where(mask[heard], 1.0, self.masked.unmasked_weight)
+        each = F.cross_entropy(logits[heard], right[heard], reduction="none")
+        return (weights * each).sum() / weights.sum()
 
     def size(self, number: int, indices: Sequence[int]) -> float:
-        return sum(float(self.mask(number, i, self.frames[i]).sum()) for i in indices)
+        hidden = sum(float(self.mask(number, i, self.frames[i]).sum()) for i in indices)
+        seen = sum(self.frames[i] for i in indices) - hidden
+        return hidden + self.masked.unmasked_weight * seen
 
     def dev(self, encoder: Encoder) -> dict[str, float]:
         hits, total = 0, 0

@@ -153,6 +153,8 @@ class Plan(NamedTuple):
         facts = [self.recipe.facts(), self.fingerprint, *revisions]
         if self.recipe.accumulate > 1:  # micro-batches of all sizes once counted alike
             facts.append("weighted")
+        if any(aim.masked and aim.masked.unmasked_weight for aim in self.recipe.aims):
+            facts.append("by frames")  # seen and hidden ones once had a mean each
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     @property

@@ -276,23 +276,45 @@ def test_the_loss_is_the_cross_entropy_of_what_is_hidden(
             each = F.cross_entropy(logits, made.targets[i].long(), reduction="none")
             inside.append(each[mask])
             outside.append(each[~mask])
-        due = torch.cat(inside).mean() + 0.25 * torch.cat(outside).mean()
+        hidden, seen = torch.cat(inside), torch.cat(outside)
+        due = (hidden.sum() + 0.25 * seen.sum()) / (len(hidden) + 0.25 * len(seen))
         assert made.loss(plan.encoder, 0).item() == pytest.approx(due.item(), rel=1e-5)
 
 
-def test_any_cut_of_an_update_is_the_update(recipes: Path, tones: Path, tmp_path: Path) -> None:
-    """Two shares of a batch, weighted by what is hidden in each, make its loss."""
-    plan = open_plan(masked(recipes, tones), tmp_path / "r")
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_any_cut_of_an_update_is_the_update(
+    recipes: Path, tones: Path, tmp_path: Path, weight: float
+) -> None:
+    """Micro-batches of so many seconds, and two shares of each, weighted by their frames."""
+    path = masked(recipes, tones, unmasked_weight=weight)
+    path = changed(recipes, "masked", batch=None, batch_seconds=2.0, accumulate=3)
+    plan = open_plan(path, tmp_path / "r")
     store = Store(tmp_path / "r" / "cache")
     whole, *shares = (MaskedObjective(plan._replace(share=each), store) for each in (ALL, *HALVES))
     encoder = plan.encoder.eval()
     for each in shares:
         each.head.load_state_dict(whole.head.state_dict())
+    update = range(3)
+
+    def parts(made: MaskedObjective) -> list[tuple[float, float]]:
+        return [
+            (share, made.loss(encoder, number).item())
+            for number, share in zip(update, made.weights(update))
+        ]
+
     with torch.no_grad():
-        parts = [(each.weights([0])[0], each.loss(encoder, 0).item()) for each in shares]
-        assert sum(weight for weight, _ in parts) == pytest.approx(1)
-        due = whole.loss(encoder, 0).item()
-    assert sum(weight * loss for weight, loss in parts) == pytest.approx(due, rel=1e-5)
+        cut = [part for each in shares for part in parts(each)]
+        summed, count = 0.0, 0.0  # frame by frame
+        for number in update:
+            logits, right, mask, seen = whole._predicted(encoder, whole.stream[number], number)
+            each = F.cross_entropy(logits[mask | seen], right[mask | seen], reduction="none")
+            counts = mask[mask | seen] + weight * seen[mask | seen]
+            summed, count = summed + float((counts * each).sum()), count + float(counts.sum())
+        assert len({len(whole.stream[number]) for number in update}) > 1, "batches of seconds"
+        for pieces in (parts(whole), cut):
+            assert sum(share for share, _ in pieces) == pytest.approx(1)
+            total = sum(share * loss for share, loss in pieces)
+            assert total == pytest.approx(summed / count, rel=1e-5)
 
 
 HALVES = Portion(0, 2), Portion(1, 2)
