@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merging import merge
 from merging.weights import alphas
 from merging.weights.rule import places_of
+from tests import tiny
 from upstream.checkpoints.tensor_names import Place, place_of
 from upstream.common.errors import UserError
 
@@ -116,3 +120,38 @@ def test_what_does_not_fit_the_encoder(alpha: Any, only: Any, message: str) -> N
 
 def test_only_what_is_merged_needs_an_alpha() -> None:
     alphas.check({"attention": 0.5}, ["attention"], PLACES, "merge")
+
+
+def test_selective_attention_merge_of_two_models() -> None:
+    """arXiv 2501.08468, by hand: W0 + l_i (W1 - W0) + (1 - l_i) (W2 - W0), l_i = l a^i, of queries,
+    keys and values; all else is the first model's. Here: from the first to the second by 1 - l_i.
+    """
+    zero, one, two = (tiny.model("hubert", seed).state_dict() for seed in (0, 1, 2))
+    share = [0.9 * 0.7**layer for layer in range(1, 4)]
+    pieces = [f"{name}_proj.weight" for name in "qkv"]
+    merged = merge(one, [two], only=pieces, alpha=[1 - each for each in share])
+    changed = set()
+    for layer, part in itertools.product(range(3), "qkv"):
+        name = f"encoder.layers.{layer}.attention.{part}_proj.weight"
+        vectors = [model[name] - zero[name] for model in (one, two)]
+        due = zero[name] + share[layer] * vectors[0] + (1 - share[layer]) * vectors[1]
+        assert torch.allclose(merged[name], due, atol=1e-6)
+        changed.add(name)
+    assert {name for name in one if not torch.equal(one[name], merged[name])} == changed
+
+
+@pytest.mark.parametrize("several", ["mean", "sum", "sequential"])
+def test_alphas_over_depth_on_parts_of_several_models(several: Any) -> None:
+    zero, one, two = (tiny.model("hubert", seed).state_dict() for seed in (0, 1, 2))
+    merged = merge(zero, [one, two], only=["attention"], alpha=[0.5, 0.0], several=several)
+    for layer, alpha in enumerate((0.5, 0.25, 0.0)):
+        name = f"encoder.layers.{layer}.attention.q_proj.weight"
+        due = zero[name] + alpha * (one[name] - zero[name])
+        if several == "sequential":
+            due = due + alpha * (two[name] - due)
+        else:
+            due = due + alpha * (two[name] - zero[name])
+            due = (due + zero[name]) / 2 if several == "mean" else due
+        assert torch.allclose(merged[name], due, atol=1e-6)
+        name = f"encoder.layers.{layer}.feed_forward.output_dense.weight"
+        assert torch.equal(merged[name], zero[name])
