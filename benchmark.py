@@ -34,8 +34,8 @@ The same command again keeps what is finished and goes on where it was interrupt
 """
 STOPPED = 130  # exit status
 COMMANDS = (
-    "run plan compare similarity list_ describe check predict finetune merge export cache".split()
-)
+    "run plan compare report similarity list_ describe check predict finetune merge export cache"
+).split()
 LISTS = {  # what `list` knows: where its registry is
     "upstreams": "upstream.resolve:UPSTREAMS",
     "tasks": "downstream.base:TASKS",
@@ -100,6 +100,11 @@ def parser() -> argparse.ArgumentParser:
     flag("a")
     flag("b")
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
+    flag = commands["report"].add_argument
+    flag("--suite", help="only this one (default: all)")
+    flag("--reference", help="the upstream that differences are taken from")
+    flag("--output", type=Path, help="the page (default: report.html in the results folder)")
+    flag("--figures", type=Path, metavar="DIR", help="every figure as PDF and SVG file too")
     flag = commands["similarity"].add_argument
     flag("reference", help="usually the pre-trained upstream")
     flag("others", nargs="+", metavar="UPSTREAM")
@@ -241,6 +246,14 @@ def run(args: argparse.Namespace) -> None:
     print(table.show(table.summary(mine, suite.name, references)))
     print("".join(f"{line}\n" for line in costs(upstreams)), end="")
     written = table.write(args.results, results, references)
+    try:
+        from downstream.report import page
+        from upstream.similarity import similarities
+
+        alike = similarities(args.results)
+        written += page.write(args.results / page.NAME, results, alike, references)
+    except UserError as error:  # at the end of a long run no page is no failure
+        print(f"no page: {error}")
     print(f"written: {', '.join(map(str, written))}", flush=True)
     if failed:
         print(*failed.lines, sep="\n", file=sys.stderr)
@@ -265,6 +278,18 @@ def compare(args: argparse.Namespace) -> None:
 
     pairs = compare.compare(args.a, args.b, results.load_results(args.results))
     print(table.render(pairs, args.format))
+
+
+def report(args: argparse.Namespace) -> None:
+    """All results as one HTML page, and figures for a paper: report --figures figures/"""
+    from downstream.report import page, results
+    from upstream.similarity import similarities
+
+    output = args.output or args.results / page.NAME
+    references = [args.reference] if args.reference else []
+    found = results.load_results(args.results), similarities(args.results)
+    for path in page.write(output, *found, references, args.suite, args.figures):
+        print(path)
 
 
 def similarity(args: argparse.Namespace) -> None:

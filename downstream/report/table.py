@@ -63,7 +63,7 @@ def summary(results: Sequence[Result], suite: str, references: Sequence[str] = (
 def show(table: Table) -> str:
     """For the terminal: scores, then differences from each reference, four tasks abreast."""
     blocks = [title + text(body) for title, body in _blocks(table.rows, TASKS_ABREAST)]
-    return "\n\n".join([*blocks, wrapped(_notes(table))])
+    return "\n\n".join([*blocks, wrapped(remarks(table))])
 
 
 def write(root: Path, results: Sequence[Result], references: Sequence[str] = ()) -> list[Path]:
@@ -87,7 +87,7 @@ def write(root: Path, results: Sequence[Result], references: Sequence[str] = ())
         blocks = [
             f"{title}\n{markdown(body)}" for title, body in _blocks(table.rows, len(table.rows))
         ]
-        notes = [f"- {note}" for note in _notes(table) + unknown]
+        notes = [f"- {note}" for note in remarks(table) + unknown]
         pages += [f"## {suite}", *blocks, "\n".join(notes)]
     disk.write(root / "table.csv", as_csv(Row._fields, rows))
     disk.write(root / "table.md", "\n\n".join(pages) + "\n")
@@ -108,8 +108,8 @@ def render(comparison: Comparison, form: Format = "text") -> str:
             f"{score:.2f}{HEARD if seen else ''}"
             for score, seen in ((r.score, r.seen), (r.reference_score, r.reference_seen))
         )
-        table.append([_heading(r), a, b, f"{r.difference:+.2f}", span, _p(r.p_holm), r.verdict])
-    notes = [f"A = {comparison.a}", f"B = {comparison.b}", *_notes(comparison)]
+        table.append([heading(r), a, b, f"{r.difference:+.2f}", span, p_text(r.p_holm), r.verdict])
+    notes = [f"A = {comparison.a}", f"B = {comparison.b}", *remarks(comparison)]
     if form == "text":
         return f"{text(table)}\n\n{wrapped(notes)}"
     if form == "md":
@@ -122,30 +122,30 @@ def render(comparison: Comparison, form: Format = "text") -> str:
 def _blocks(rows: Sequence[Row], abreast: int) -> Iterable[tuple[str, TextTable]]:
     """Scores, then under a title the differences from each reference; so many columns at once."""
     by_task = sorted(rows, key=lambda row: row.task)  # and then as the metrics of a task come
-    columns = list(dict.fromkeys(map(_heading, by_task)))
+    columns = list(dict.fromkeys(map(heading, by_task)))
     for first in range(0, len(columns), abreast):
         part = columns[first : first + abreast]
         for reference in dict.fromkeys(row.reference for row in rows):
             mine = [row for row in rows if row.reference == reference]
-            cells = {(row.upstream, _heading(row)): _cell(row) for row in mine}
+            cells = {(row.upstream, heading(row)): cell_text(row) for row in mine}
             upstreams = dict.fromkeys(row.upstream for row in mine)
             body = [[u, *(cells.get((u, column), "-") for column in part)] for u in upstreams]
             title = f"minus {reference}, with p and verdict\n" if reference else ""
             yield title, [["upstream", *part], *body]
 
 
-def _cell(row: Row) -> str:
+def cell_text(row: Row) -> str:
     """`5.75 ±0.40`, or of a difference `+0.31 ±0.40 p .120` and below it the verdict."""
     value = row.difference if row.reference else row.score
     half = "±?" if math.isnan(row.low) else f"±{value - row.low:.2f}"  # intervals are symmetric
     if not row.reference:
         return f"{value:.2f} {half}{HEARD if row.seen else ''}"
-    p = _p(row.p_holm)
+    p = p_text(row.p_holm)
     value = round(value, 2) + 0.0  # no -0.00
     return f"{value:+.2f} {half}{p and ' p ' + p}\n{row.verdict}"
 
 
-def _heading(row: Row) -> str:
+def heading(row: Row) -> str:
     """`asr WER ↓`"""
     if row.metric == superb.METRIC:
         return f"{row.task} ↑"
@@ -153,14 +153,14 @@ def _heading(row: Row) -> str:
     return f"{row.task} {metric.label} {metric.arrow}"
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
     """`.012`, `<.001`, or nothing."""
     if math.isnan(p):
         return ""
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
-def _notes(table: Table | Comparison) -> list[str]:
+def remarks(table: Table | Comparison) -> list[str]:
     """What a reader must know to read the numbers, one line each."""
     rows = table.rows
     sample = "only (one head seed)" if {row.seeds for row in rows} == {1} else "and head seeds"
@@ -188,7 +188,7 @@ def _notes(table: Table | Comparison) -> list[str]:
         notes.append(f"{task}: {', '.join(counts)}{power}")
     for r in rows:
         if r.groups and not r.reference:
-            notes.append(f"{r.upstream} {_heading(r)[:-2]}: {r.groups}")
+            notes.append(f"{r.upstream} {heading(r)[:-2]}: {r.groups}")
     places: dict[str, dict[str, None]] = defaultdict(dict)  # why -> where, each once
     for r in rows:
         if r.note:

@@ -1,0 +1,97 @@
+"""What an upstream was made of, from the record that stands beside its weights."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from downstream.report.groups import Name, name
+from downstream.report.results import SPOILT, Result
+
+
+class Lineage(NamedTuple):
+    """A fine-tuned upstream, or a merge of such."""
+
+    base: str  # fingerprint
+    tuned: tuple[str, ...]  # fingerprints; of a fine-tuned upstream its own
+    tuned_on: tuple[str, ...]  # tasks
+    way: str  # how they were merged: the method and all but alpha; "" if they were not
+    alpha: float | None  # None where it is no single number
+    seconds: float  # of fine-tuning and merging
+    peak: int  # bytes of memory
+    stored: int  # bytes
+
+    @property
+    def curve(self) -> tuple[str, tuple[str, ...], str] | None:
+        """What merges that differ in nothing but alpha have in common; None without a merge."""
+        return (self.base, self.tuned, self.way) if self.way else None
+
+
+def lineages(results: Iterable[Result]) -> dict[Name, Lineage]:
+    """Of every upstream whose record can still be read."""
+    sources = {name(result): Path(result.score.source) for result in results}
+    found = {each: _lineage(source) for each, source in sources.items()}
+    return {each: lineage for each, lineage in found.items() if lineage}
+
+
+def likely_base(results: Iterable[Result]) -> str | None:
+    """What most upstreams grew from, as name@fingerprint, if it has results itself."""
+    results = list(results)
+    known = lineages(results)
+    count = Counter(lineage.base for lineage in known.values())
+    here = {each for each in map(name, results) if each not in known and each[1] in count}
+    best = min(here, key=lambda each: (-count[each[1]], each), default=None)
+    return "@".join(best) if best else None
+
+
+def _lineage(source: Path) -> Lineage | None:
+    try:
+        if (source / "merge.json").is_file():
+            return _merged(_read(source / "merge.json"))
+        if (source / "finetune.json").is_file():
+            return _tuned(_read(source / "finetune.json"))
+    except SPOILT:  # no record of ours
+        pass
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _tuned(record: dict[str, Any]) -> Lineage:
+    recipe = record["recipe"]
+    aims = [aim.get("task") for aim in (recipe, *recipe.get("also", []))]
+    return Lineage(
+        base=str(record["base_fingerprint"]),
+        tuned=(str(record["fingerprint"]),),
+        tuned_on=tuple(Path(aim).stem for aim in aims if isinstance(aim, str)),
+        way="",
+        alpha=1.0,
+        seconds=float(record.get("seconds", 0)),
+        peak=int(record.get("peak_memory_bytes", 0)),
+        stored=int(record.get("stored_bytes", 0)),
+    )
+
+
+def _merged(record: dict[str, Any]) -> Lineage:
+    """Costs with those of the fine-tuned upstreams, where their folders are still there."""
+    parts = [_lineage(Path(folder)) for folder in record["tuned"]]
+    known = [part for part in parts if part]
+    params = dict(record["params"])
+    alpha = params.pop("alpha", None)
+    recipe = record["recipe"]
+    rest = [recipe.get(key) for key in ("only", "pos_conv", "several")]
+    return Lineage(
+        base=str(record["base_fingerprint"]),
+        tuned=tuple(map(str, record["fingerprints"]["tuned"])),
+        tuned_on=tuple(dict.fromkeys(task for part in known for task in part.tuned_on)),
+        way=json.dumps([record["method"], params, *rest], sort_keys=True),
+        alpha=float(alpha) if isinstance(alpha, (int, float)) else None,
+        seconds=float(record.get("seconds", 0)) + sum(part.seconds for part in known),
+        peak=max([int(record.get("peak_memory_bytes", 0)), *(part.peak for part in known)]),
+        stored=int(record.get("stored_bytes", 0)),
+    )
