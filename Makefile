@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Where this is set, every process compiles torch again: seconds, dozens of times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install benchmark test test-slow lint bench clean
+.PHONY: install benchmark strategies test test-slow lint bench clean
 
 install: .venv/installed
 
@@ -17,6 +17,21 @@ install: .venv/installed
 
 benchmark: install
 	$(BIN)/python benchmark.py --upstream merged
+
+# Strategies on speakers with three fine-tuning seeds, other scenarios with SEEDS, in one table.
+SEEDS := 0
+DIR := recipes/demo/strategies
+BOTH := sid-stable sid-regular
+ALONE := sid-lora sid-dora sid-anchored
+COLLECTED := sid-early sid-ema sid-swa
+PAIRS := er-stable pr-stable joint replay masked
+ONCE := linear ties sequential sequential-plain
+UPSTREAMS := hubert_demo $(BOTH:%=,$(DIR)/%.yaml:alpha=1,0.25:seed=0,1,2) \
+	$(ALONE:%=,$(DIR)/%.yaml:alpha=1:seed=0,1,2) $(COLLECTED:%=,$(DIR)/%.yaml:seed=0,1,2) \
+	$(PAIRS:%=,$(DIR)/%.yaml:alpha=1,0.25:seed=$(SEEDS)) $(ONCE:%=,$(DIR)/%.yaml:seed=$(SEEDS))
+
+strategies: install
+	$(BIN)/python benchmark.py --suite $(DIR) --reference hubert_demo --upstream '$(UPSTREAMS)'
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile

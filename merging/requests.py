@@ -31,7 +31,7 @@ Untrained = tuple[TuningRecipe, tuple[Prepared, ...]]  # with the corpora of its
 RECORDS = (RECORD, TUNED)
 NUMBER = r"[-+]?\.?\d[\d.eE+-]*"
 # Commas part upstreams, but not the numbers of a curve: merged:alpha=0,0.25,1:seed=0,1
-CURVE = re.compile(rf"\b(?:alpha|seed)=\s*{NUMBER}(?:\s*,\s*{NUMBER})+(?=[,:]|\s*$)")
+CURVE = re.compile(rf"\b(?:alpha|seed)=\s*{NUMBER}(?:\s*,\s*{NUMBER})+(?=\s*(?:[,:]|$))")
 
 
 class Built(NamedTuple):

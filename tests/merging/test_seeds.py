@@ -41,6 +41,10 @@ def test_lists_of_seeds_and_alphas_are_all_pairs() -> None:
             for seed in (0, 2)
         ],
     ]
+    assert requests.curves("m.yaml:seed=0,1 , fbank") == [
+        ["m.yaml:seed=0", "m.yaml:seed=1"],
+        ["fbank"],
+    ]
 
 
 def test_every_seed_brings_its_fine_tuned_upstream(recipes: Path, tmp_path: Path) -> None:
