@@ -250,8 +250,9 @@ def run(args: argparse.Namespace) -> None:
         from downstream.report import page
         from upstream.similarity import similarities
 
-        alike = similarities(args.results)
-        written += page.write(args.results / page.NAME, results, alike, references)
+        alike, prints = similarities(args.results), dict(scored)
+        exact = [f"{each}@{prints[each]}" if each in prints else each for each in references]
+        written += page.write(args.results / page.NAME, results, alike, exact)
     except UserError as error:  # at the end of a long run no page is no failure
         print(f"no page: {error}")
     print(f"written: {', '.join(map(str, written))}", flush=True)

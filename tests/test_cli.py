@@ -51,6 +51,7 @@ def test_main_job_scores_compares_and_resumes(
     first = scores(results)
     assert len(first) == 12
     assert (results / "table.csv").is_file() and (results / "table.md").is_file()
+    assert (results / "report.html").is_file() and "report.html" in out
 
     stamp = {p: p.stat().st_mtime_ns for p in results.rglob("score.json")}
     assert call(*words) == 0

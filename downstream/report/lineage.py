@@ -32,8 +32,8 @@ class Lineage(NamedTuple):
 
 def lineages(results: Iterable[Result]) -> dict[Name, Lineage]:
     """Of every upstream whose record can still be read."""
-    sources = {name(result): Path(result.score.source) for result in results}
-    found = {each: _lineage(source) for each, source in sources.items()}
+    sources = {name(r): (Path(r.score.source), r.folder.parents[3]) for r in results}
+    found = {each: _lineage(*places) for each, places in sources.items()}
     return {each: lineage for each, lineage in found.items() if lineage}
 
 
@@ -47,14 +47,16 @@ def likely_base(results: Iterable[Result]) -> str | None:
     return "@".join(best) if best else None
 
 
-def _lineage(source: Path) -> Lineage | None:
-    try:
-        if (source / "merge.json").is_file():
-            return _merged(_read(source / "merge.json"))
-        if (source / "finetune.json").is_file():
-            return _tuned(_read(source / "finetune.json"))
-    except SPOILT:  # no record of ours
-        pass
+def _lineage(source: Path, root: Path) -> Lineage | None:
+    """Of the folder `source`, or where results were moved to `root`, of its namesake there."""
+    for folder in (source, root / "upstreams" / source.name):
+        try:
+            if (folder / "merge.json").is_file():
+                return _merged(_read(folder / "merge.json"), root)
+            if (folder / "finetune.json").is_file():
+                return _tuned(_read(folder / "finetune.json"))
+        except SPOILT:  # no record of ours
+            pass
     return None
 
 
@@ -77,9 +79,9 @@ def _tuned(record: dict[str, Any]) -> Lineage:
     )
 
 
-def _merged(record: dict[str, Any]) -> Lineage:
+def _merged(record: dict[str, Any], root: Path) -> Lineage:
     """Costs with those of the fine-tuned upstreams, where their folders are still there."""
-    parts = [_lineage(Path(folder)) for folder in record["tuned"]]
+    parts = [_lineage(Path(folder), root) for folder in record["tuned"]]
     known = [part for part in parts if part]
     params = dict(record["params"])
     alpha = params.pop("alpha", None)

@@ -50,10 +50,19 @@ class View:
     called: Labels
     lineage: dict[Name, Lineage]
 
+    @property
+    def upstreams(self) -> dict[str, list[Result]]:
+        """The results of each upstream, in the order of the table."""
+        groups = {self.called[n]: mine for n, mine in grouped(self.results, name).items()}
+        order = dict.fromkeys(row.upstream for row in self.table.rows)
+        return {upstream: groups[upstream] for upstream in order if upstream in groups}
+
     def figures(self) -> dict[str, list[Figure]]:
         """By section."""
         rows, ref, suite = self.table.rows, self.reference, self.suite
-        weights = curves.layer_weights(layer_weights(self.results, self.called), suite)
+        weights = curves.layer_weights(
+            layer_weights((r for mine in self.upstreams.values() for r in mine), self.called), suite
+        )
         return {
             "forest": [f for f in [figures.forest(rows, ref, suite)] if f],
             "heat": [f for f in [figures.heat(rows, ref, suite)] if f],
@@ -250,11 +259,10 @@ def _similarity(view: View, drawn: Sequence[Figure]) -> str:
 
 def _costs(view: View) -> str:
     """Seconds of every cell, and what it took to build an upstream."""
-    upstreams, tasks = grouped(view.results, name), sorted({version(r) for r in view.results})
-    body = []
-    for upstream, mine in upstreams.items():
-        cells = [_th(view.called[upstream])]
-        of = view.lineage.get(upstream)
+    tasks, body = sorted({version(r) for r in view.results}), []
+    for upstream, mine in view.upstreams.items():
+        cells = [_th(upstream)]
+        of = view.lineage.get(name(mine[0]))
         built = (
             (f"{of.seconds:.1f} s", f"{of.peak / 1e9:.2f} GB", f"{of.stored / 1e6:.3g} MB")
             if of
@@ -281,7 +289,7 @@ def _costs(view: View) -> str:
 def _provenance(view: View) -> str:
     """What made each row, and the command that makes it again."""
     body = []
-    for (_, fingerprint), mine in grouped(view.results, name).items():
+    for upstream, mine in view.upstreams.items():
         scores = [r.score for r in mine]
         versions = {f"{k} {v}" for s in scores for k, v in s.versions.items()}
         git = {
@@ -291,13 +299,13 @@ def _provenance(view: View) -> str:
         made = sorted({s.created[:10] for s in scores})
         devices = ", ".join(sorted({s.device for s in scores}))
         facts = [
-            f"fingerprint {fingerprint}; from {scores[0].source or 'unknown'}",
+            f"fingerprint {mine[0].cell.fingerprint}; from {scores[0].source or 'unknown'}",
             f"{', '.join(sorted(versions))}; git {', '.join(sorted(git))}; {devices}; "
             f"{' to '.join(dict.fromkeys([made[0], made[-1]]))}",
         ]
         lines = "".join(f"<small>{h(fact)}</small>" for fact in facts)
         commands = "".join(f"<code>{h(line)}</code><br>" for line in _commands(view, mine))
-        body.append([_th(view.called[name(mine[0])]), f'<td class="free">{commands}{lines}</td>'])
+        body.append([_th(upstream), f'<td class="free">{commands}{lines}</td>'])
     recipes = []
     for task, mine in sorted(grouped(view.results, version).items()):
         warnings = sorted({w for r in mine for w in r.score.warnings})

@@ -192,6 +192,16 @@ def test_the_curve_of_alphas_is_the_paired_differences(root: Path) -> None:
     assert f'"y": {sum(others) / 3}' in spec
 
 
+def test_moved_results_keep_their_curve(root: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(root, tmp_path / "elsewhere")
+    for path in moved.rglob("score.json"):
+        path.write_text(path.read_text().replace(str(root), "/nowhere"))
+    for path in moved.rglob("merge.json"):
+        path.write_text(path.read_text().replace(str(root), "/nowhere"))
+    found = {name: of.seconds for (name, _), of in lineages(load_results(moved)).items()}
+    assert found == {"merged:alpha=0.25": 61.0, "merged:alpha=1": 61.0}
+
+
 def test_gain_is_the_share_of_errors_that_went(root: Path) -> None:
     rows = page.view("demo", load_results(root)).table.rows
     row = next(r for r in rows if r.reference)._replace(reference_score=80.0, difference=5.0)
