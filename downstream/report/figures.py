@@ -137,11 +137,15 @@ def _inline(svg: str) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Each as it fits beside an axis, cut at its left, and no two alike."""
-    cut = {}
-    for n in dict.fromkeys(names):
-        text = printable(n)
-        cut[n] = text if len(text) <= LONGEST else "…" + text[1 - LONGEST :]
+    """Each as it fits beside an axis, and no two alike.
+
+    Cut at its left, because the end of a name tells more; in its middle where that is not enough.
+    """
+    whole = {n: printable(n) for n in names}
+    cut = {n: t if len(t) <= LONGEST else "…" + t[1 - LONGEST :] for n, t in whole.items()}
+    count = Counter(cut.values())
+    alike = [n for n in cut if count[cut[n]] > 1]
+    cut |= {n: f"{whole[n][: LONGEST - 10]}…{whole[n][-9:]}" for n in alike}
     count = Counter(cut.values())
     return {n: c if count[c] == 1 else f"{c} ({i})" for i, (n, c) in enumerate(cut.items(), 1)}
 

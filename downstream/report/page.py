@@ -37,6 +37,7 @@ MARKS = {  # SVG paths of vega's symbols
     "cross": "M-5,-2h3v-3h4v3h3v4h-3v3h-4v-3h-3Z",
 }  # fmt: skip
 COMMAND, NAME = "benchmark.py", "report.html"
+TALL = 30  # rows; a longer table scrolls in its place
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,11 @@ def _tables(view: View, reference: str) -> str:
 def _html_table(head: Sequence[str], body: Iterable[Sequence[str]], kind: str = "") -> str:
     """Rows of ready-made cells below headings."""
     top = "".join(f'<th scope="col">{h(each)}</th>' for each in head)
-    rows = "".join(f"<tr>{''.join(row)}</tr>" for row in body)
+    rows = [f"<tr>{''.join(row)}</tr>" for row in body]
+    tall = " tall" if len(rows) > TALL else ""
     return (
-        f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{top}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f'<div class="wide{tall}" tabindex="0"><table class="{kind}"><thead><tr>{top}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -240,7 +242,7 @@ def _td(row: Row | None) -> str:
     p = p_text(row.p_holm)
     return (
         f'<td data-v="{value:.6f}">{round(value, 2) + 0.0:+.2f} {half}'
-        f'<small class="{row.verdict.split(" ")[0]}">{mark}{h(row.verdict)}{p and " p " + p}'
+        f'<small class="{row.verdict.split(" ")[0]}">{mark}{h(row.verdict)}{p and ", p " + p}'
         "</small></td>"
     )
 
@@ -373,7 +375,8 @@ def _html(body: str, views: Sequence[View]) -> str:
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     cells = [r for v in views for r in v.results]
-    newest = max(r.score.created for r in cells)
+    newest = max(r.score.created for r in cells)[:16].replace("T", " ")
+    newest = f"{newest} UTC" if newest else "an unknown date"
     links = "".join(f'<a href="#{_anchor(v.suite)}"><bdi>{h(v.suite)}</bdi></a>' for v in views)
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
@@ -382,7 +385,7 @@ def _html(body: str, views: Sequence[View]) -> str:
         '<link rel="icon" href="data:,"><title>Speech-FT Bench: results</title>'
         f"<style>{STYLE}</style></head><body><h1>Speech-FT Bench: results</h1>"
         f"<p>{len({name(r) for r in cells})} upstreams, {len(cells)} cells (upstream, task, head "
-        f"seed), the newest of {h(newest[:16].replace('T', ' '))} UTC. A head is trained on frozen "
+        f"seed), the newest of {h(newest)}. A head is trained on frozen "
         "features; differences are paired by utterance, intervals respect speakers and head seeds."
         f"</p><nav>{links}</nav>{body}<script>{SCRIPT}</script></body></html>\n"
     )

@@ -9,7 +9,9 @@ h1 { font-size: 24px; margin: 8px 0 } h2 { font-size: 20px; margin: 40px 0 0;
   border-top: 2px solid var(--ink); padding-top: 8px } h3 { font-size: 16px; margin: 26px 0 2px }
 p { margin: 2px 0 8px; max-width: 80ch } .pale, .notes { color: var(--pale); font-size: 13px }
 nav { display: flex; flex-wrap: wrap; gap: 4px 16px } a { color: var(--blue) }
-.wide { overflow-x: auto; max-width: 100% }
+.wide { overflow-x: auto; max-width: 100% } .tall { max-height: 85vh; overflow-y: auto }
+.tall thead th { position: sticky; top: 0; background: #fff }
+.tall thead th:first-child { z-index: 1 }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { padding: 4px 10px 4px 4px; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); white-space: nowrap; overflow-wrap: normal }
@@ -34,7 +36,7 @@ summary { cursor: pointer }
 @media (max-width: 480px) { body { font-size: 14px } h2 { margin-top: 28px } }
 @media print { body { max-width: none; font-size: 10pt; padding: 0 } nav { display: none }
   figure, tr { break-inside: avoid } h2, h3, h3 + p { break-after: avoid }
-  .wide { overflow: visible }
+  .wide { overflow: visible; max-height: none }
   th, td { white-space: normal; padding-right: 5px } table { font-size: 8pt }
   td.free { min-width: 0 } th:first-child { position: static }
   .panels { grid-template-columns: repeat(2, 1fr) } pre { background: none } }
