@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from downstream.report.compare import Row
+from downstream.report.results import safe_name
 from downstream.report.table import heading, p_text
 from downstream.tasks.metrics import parted
 from upstream.common import disk
@@ -93,9 +94,10 @@ class Figure(NamedTuple):
             "pdf": vl_convert.vegalite_to_pdf(spec),
             "svg": vl_convert.vegalite_to_svg(spec).encode(),
         }
-        for form, content in forms.items():
-            disk.write(folder / f"{self.name}.{form}", content)
-        return [folder / f"{self.name}.{form}" for form in forms]
+        paths = [folder / f"{safe_name(self.name)}.{form}" for form in forms]
+        for path, content in zip(paths, forms.values()):
+            disk.write(path, content)
+        return paths
 
 
 def printable(text: str) -> str:

@@ -27,9 +27,10 @@ FORMAT = 1  # of score.json; a later layout must raise it
 SUMMARY = 2  # of summary.json; with another number it is made again from the predictions
 ROUNDING = 1e-6  # per cent
 SPOILT = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-KINDS: dict[str, type | tuple[type, ...]] = {  # of what tables rest on
+KINDS: dict[str, type | tuple[type, ...]] = {  # of what tables and the page rest on
     "upstream": str, "suite": str, "task": str, "seed": int, "metric": str, "score": (int, float),
-    "lr": dict, "seen": int,
+    "lr": dict, "seen": int, "seconds": (int, float), "device": str, "versions": dict, "git": dict,
+    "created": str, "recipe": dict, "source": str, "warnings": list,
 }  # fmt: skip
 
 

@@ -239,6 +239,30 @@ def test_what_is_not_there_is_left_out_or_one_line(tmp_path: Path) -> None:
         assert lineages(load_results(tmp_path)) == {}
 
 
+def test_a_foreign_suite_writes_no_figure_elsewhere(tmp_path: Path) -> None:
+    for upstream in ("base", "other"):
+        put(tmp_path / "r", upstream, "er", 0, 0.3, suite="../../<b>")
+    results = load_results(tmp_path / "r")
+    written = page.write(tmp_path / "p.html", results, (), ["base"], folder=tmp_path / "f")
+    assert {path.parent for path in written[1:]} == {tmp_path / "f"} and len(written) > 1
+
+
+DAMAGED: dict[str, object] = {
+    "created": None, "git": "x", "recipe": [], "warnings": 3, "seconds": "1", "source": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key, value", DAMAGED.items())
+def test_a_damaged_cell_is_named(tmp_path: Path, key: str, value: object) -> None:
+    put(tmp_path, "base", "er", 0, 0.3)
+    (path,) = tmp_path.glob("*@*/*/*@*/seed0/score.json")
+    content = json.loads(path.read_text())
+    content["result"][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"score.json cannot be read.*{key} is"):
+        load_results(tmp_path)
+
+
 def test_a_changed_key_stands_in_the_command(tmp_path: Path) -> None:
     put(tmp_path, "base", "er", 0, 0.3)
     (path,) = tmp_path.glob("*@*/*/*@*/seed0/score.json")
