@@ -154,7 +154,7 @@ def _suite(view: View, drawn: Mapping[str, Sequence[Figure]]) -> str:
     hints = {
         "forest": f"differences need a reference: {COMMAND} report --reference UPSTREAM",
         "heat": "a picture across tasks needs a reference and two tasks",
-        "alpha": f"{run} merged:alpha=0,0.1,0.25,0.5,1 --suite {shlex.quote(suite)} draws it",
+        "alpha": f"{run} merged:alpha=0,0.1,0.25,0.5,1 --suite {_suite_word(suite)} draws it",
         "layers": "no head with several hidden states is kept here",
     }
     titles = {"forest": "Differences", "heat": "Across tasks", "alpha": "Along alpha",
@@ -332,12 +332,21 @@ def _commands(view: View, results: Sequence[Result]) -> list[str]:
         words = [f"--seeds {seeds}"] if mine[0].score.lr else []
         words += [f"--set {shlex.quote(change)}" for change in _changes(mine[0])]
         groups.setdefault(tuple(words), []).append(task.task)
-    upstream, suite = shlex.quote(results[0].cell.upstream), shlex.quote(view.suite)
+    upstream, suite = shlex.quote(results[0].cell.upstream), _suite_word(view.suite)
     return [
         f"{COMMAND} --upstream {upstream} --suite {suite} --downstream "
         f"{shlex.quote(','.join(tasks))} {' '.join(words)}".rstrip()
         for words, tasks in groups.items()
     ]
+
+
+def _suite_word(suite: str) -> str:
+    """What --suite takes; of a folder elsewhere a result knows no more than the name."""
+    try:
+        recipe.suite_folder(suite)
+    except UserError:
+        return shlex.quote(f"PATH/TO/{suite}")
+    return shlex.quote(suite)
 
 
 def _changes(result: Result) -> list[str]:

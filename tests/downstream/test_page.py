@@ -245,6 +245,7 @@ def test_a_foreign_suite_writes_no_figure_elsewhere(tmp_path: Path) -> None:
     results = load_results(tmp_path / "r")
     written = page.write(tmp_path / "p.html", results, (), ["base"], folder=tmp_path / "f")
     assert {path.parent for path in written[1:]} == {tmp_path / "f"} and len(written) > 1
+    assert "--suite &#x27;PATH/TO/../../&lt;b&gt;&#x27; " in written[0].read_text()
 
 
 DAMAGED: dict[str, object] = {
