@@ -3,8 +3,9 @@
 Times s3prl's own expert, heads and optimizer (a few micro-steps, scaled to 1,000 steps for each of
 five learning rates) and this project on SID, ER, PR and ASR with a HuBERT Base of random weights,
 and where dtw-python is installed the search of QbE; prints the ratios, where the time goes and how
-far the limit is, and writes them to a file. On a machine with a GPU everything is measured there
-too. About 25 minutes on two cores.
+far the limit is, and writes them to a file. Then how a run grows with hours of audio and workers,
+and what the whole suite would take on 1, 8 and 64 such devices. On a machine with a GPU everything
+is measured there too. About 30 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def alone(what: str, act: Callable[..., Any], *args: Any) -> Any:
 
 def measure(setup: Setup) -> dict[str, Any]:
     """All raw figures of one device."""
-    from tests.bench import merge_side, our_side, plan_side, qbe_side, s3prl_side
+    from tests.bench import growth, merge_side, our_side, plan_side, qbe_side, s3prl_side
 
     raw: dict[str, Any] = {"s3prl": {}, "ours": {}}
     alone(f"{setup.device}: weights", write_encoder, setup)
@@ -47,6 +48,8 @@ def measure(setup: Setup) -> dict[str, Any]:
     raw["plan"] = alone(f"{setup.device}: plan", plan_side.measure, setup)
     raw["qbe"] = alone(f"{setup.device}: qbe", qbe_side.measure, setup)
     raw["merge"] = alone(f"{setup.device}: merge", merge_side.measure, setup)
+    if setup.device == "cpu":
+        raw["growth"] = alone("growth", growth.measure, setup)
     return raw
 
 
@@ -64,7 +67,7 @@ def main() -> int:
         parser.error(f"{target.parent}: no such folder")
     import torch
 
-    from tests.bench import report
+    from tests.bench import report, simulate
 
     found: dict[str, Any] = {}
     for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
@@ -77,6 +80,9 @@ def main() -> int:
         figures = {**report.ratios(raw), **raw["encoder"]["machine"], "raw": raw}
         found = {**found, device: figures} if found else {**figures, "quick": args.quick}
         print(f"\n{device}\n\n{report.table(raw)}\n", flush=True)
+        if not args.quick:
+            suite = simulate.table(simulate.speeds(raw), 20, [1, 8, 64])
+            print(f"{simulate.described(figures)}\n\n{suite}\n", flush=True)
     if target:
         target.write_text(json.dumps(found, indent=1) + "\n")
         print(f"written: {target}")
