@@ -83,15 +83,15 @@ def parser() -> argparse.ArgumentParser:
         flag("--seeds", type=_number(int, 1), help="head seeds (default: the recipe's)")
         flag("--set", action="append", default=[], metavar="KEY=VALUE",
              help="override a task recipe's key, e.g. train.steps=500")  # fmt: skip
-        flag("--workers", type=_number(int, 1), help="processes (default: one per core)")
+        flag("--workers", type=_number(int, 1), help="processes (default: one per core, or up to 4 per GPU)")
         flag("--device", help="cpu or cuda (default: cuda if there is one)")
         flag("--cache-gb", type=_number(float, 0), default=20.0,
              help="disk for features; least recently used go first")  # fmt: skip
         flag("--features", choices=("auto", "cache", "recompute"), default="auto",
              help="keep frames on disk or pass the audio again at every step "
              "(default: keep what fits --cache-gb)")  # fmt: skip
-        flag("--batch-seconds", type=_number(float, 1), default=32.0,
-             help="audio per encoder batch")  # fmt: skip
+        flag("--batch-seconds", type=_number(float, 1),
+             help="audio per encoder batch (default: 32; on a GPU 600, or what fits)")  # fmt: skip
         flag("--reference", help="the upstream that differences are taken from")
     flag = commands["run"].add_argument
     flag("--from-scratch", action="store_true",
@@ -199,9 +199,12 @@ def settings(args: argparse.Namespace) -> RunOptions:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--device {device!r}: cannot be used ({reason:.200})") from error
     writable(args.results)
-    each = (os.cpu_count() or 1) if device == "cpu" else max(1, torch.cuda.device_count())
-    budgets = (args.cache_gb, args.batch_seconds)
-    return RunOptions(args.results, args.workers or each, device, *budgets, args.features)
+    workers = cores = os.cpu_count() or 1
+    if device != "cpu":  # several share one GPU: while one decodes audio, another computes
+        gpus = max(1, torch.cuda.device_count())
+        workers = gpus * max(1, min(4, cores // gpus))
+    budgets = (args.cache_gb, args.batch_seconds or (32.0 if device == "cpu" else 600.0))
+    return RunOptions(args.results, args.workers or workers, device, *budgets, args.features)
 
 
 def writable(folder: Path) -> None:

@@ -451,10 +451,12 @@ def test_a_batch_that_does_not_fit_is_halved(
 ) -> None:  # fmt: skip
     wavs = [clip.load() for clip in some]
     whole = forward(encoder, wavs)
+    tried: list[int] = []
     for part in ("forward", "convolve", "contextual"):
         real = getattr(encoder, part)
 
-        def small(x: Tensor, *args: Tensor, real=real) -> object:  # type: ignore[no-untyped-def]
+        def small(x: Tensor, *args: Tensor, real=real, part=part) -> object:  # type: ignore[no-untyped-def]
+            tried.extend([len(x)] * (part == "forward"))
             if len(x) > 2:
                 raise torch.cuda.OutOfMemoryError("made up")
             return real(x, *args)
@@ -464,6 +466,9 @@ def test_a_batch_that_does_not_fit_is_halved(
     assert torch.equal(whole.lens, split.lens)
     assert torch.allclose(whole.mean(), split.mean(), atol=1e-4)
     assert "halves" in capsys.readouterr().out
+    assert tried == [5, 2, 3, 1, 2]
+    forward(encoder, wavs)  # what did not fit is not tried again
+    assert tried[5:] == [2, 1, 2] and not capsys.readouterr().out
     cache.extract(encoder, some, ["mean"], store, share_cnn=share_cnn)
     means, _ = read(store, encoder, "mean", some).batch(range(5))
     assert torch.allclose(means, whole.mean(), atol=1e-4)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -44,20 +46,31 @@ def contextual(upstream: Upstream, outputs: list[Tensor]) -> Hidden:
 
 
 def forward(upstream: Upstream, items: list[Tensor], run: Run = whole) -> Hidden:
-    """A batch of unpadded items, or two halves of it where it does not fit in memory."""
-    try:
-        with torch.inference_mode():
-            return run(upstream, items)
-    except torch.cuda.OutOfMemoryError:
-        if len(items) == 1:
-            raise
-    torch.cuda.empty_cache()
-    print(f"out of GPU memory with {len(items)} utterances: trying two halves", flush=True)
+    """A batch of unpadded items, or two halves of it where it does not fit in memory.
+
+    What did not fit once is halved at once the next time: the size of a batch is found by trial.
+    """
+    fits = _fits.setdefault(upstream, {})
+    size = len(items) * max(map(len, items))
+    if len(items) == 1 or size < fits.get(run, math.inf):
+        try:
+            with torch.inference_mode():
+                return run(upstream, items)
+        except torch.cuda.OutOfMemoryError:
+            if len(items) == 1:
+                raise
+        fits[run] = size
+        torch.cuda.empty_cache()
+        print(f"out of GPU memory with {len(items)} utterances: halves from now on", flush=True)
     middle = len(items) // 2
     halves = [forward(upstream, half, run) for half in (items[:middle], items[middle:])]
     frames = max(half.layers.shape[2] for half in halves)
     layers = [pad(half.layers, (0, 0, 0, frames - half.layers.shape[2])) for half in halves]
     return Hidden(torch.cat(layers, 1), torch.cat([half.lens for half in halves]))
+
+
+# By upstream: the least padded size of a batch that did not fit. A process has one device.
+_fits: WeakKeyDictionary[Upstream, dict[Run, float]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -143,4 +156,6 @@ def _padded(upstream: Upstream, items: list[Tensor]) -> tuple[Tensor, Tensor]:
     """[N_i, ...] each -> zero-padded [B, N, ...] and lens [B] where the upstream is."""
     device = next((p.device for p in upstream.parameters()), torch.device("cpu"))
     batch, lens = audio.pad(items)
-    return batch.to(device), lens.to(device)
+    if device.type == "cuda":  # from locked memory, so that the copy does not wait for the GPU
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True), lens.to(device)
