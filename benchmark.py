@@ -83,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
         flag("--seeds", type=_number(int, 1), help="head seeds (default: the recipe's)")
         flag("--set", action="append", default=[], metavar="KEY=VALUE",
              help="override a task recipe's key, e.g. train.steps=500")  # fmt: skip
-        flag("--workers", type=_number(int, 1), help="processes (default: one per core, or up to 4 per GPU)")
+        flag("--workers", type=_number(int, 1),
+             help="processes (default: one per core, or up to 4 per GPU)")  # fmt: skip
         flag("--device", help="cpu or cuda (default: cuda if there is one)")
         flag("--cache-gb", type=_number(float, 0), default=20.0,
              help="disk for features; least recently used go first")  # fmt: skip
