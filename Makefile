@@ -32,6 +32,7 @@ UPSTREAMS := hubert_demo $(BOTH:%=,$(DIR)/%.yaml:alpha=1,0.25:seed=0,1,2) \
 
 strategies: install
 	$(BIN)/python benchmark.py --suite $(DIR) --reference hubert_demo --upstream '$(UPSTREAMS)'
+	$(BIN)/python benchmark.py matrix --suite $(DIR)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -34,7 +34,7 @@ The same command again keeps what is finished and goes on where it was interrupt
 """
 STOPPED = 130  # exit status
 COMMANDS = (
-    "run plan compare report similarity list_ describe check predict finetune merge export cache"
+    "run plan compare matrix report similarity list_ describe check predict finetune merge export cache"
 ).split()
 LISTS = {  # what `list` knows: where its registry is
     "upstreams": "upstream.resolve:UPSTREAMS",
@@ -118,6 +118,10 @@ def parser() -> argparse.ArgumentParser:
     commands["similarity"].set_defaults(
         set=[], workers=None, cache_gb=20.0, batch_seconds=32.0, features="auto"
     )
+    flag = commands["matrix"].add_argument
+    flag("--suite", default="demo", help="of the results to show (default: demo)")
+    flag("--base", help="the pre-trained upstream (default: what most others grew from)")
+    flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
     commands["list_"].add_argument("what", choices=LISTS)
     commands["describe"].add_argument("upstream")
     flag = commands["predict"].add_argument
@@ -315,6 +319,15 @@ def similarity(args: argparse.Namespace) -> None:
         (first, *others), _ = requests(",".join(specs), suite, args.results, how)
         found = similarity.compare(first, others, audio, how)
     print(getattr(similarity, f"as_{args.format}")(found))
+
+
+def matrix(args: argparse.Namespace) -> None:
+    """Ways of fine-tuning by tasks, their seeds together: matrix --suite demo"""
+    from downstream.report.matrix import matrix, render
+    from downstream.report.results import load_results
+
+    suite = Path(args.suite).name or args.suite
+    print(render(matrix(load_results(args.results), suite, args.base), args.format))
 
 
 def list_(args: argparse.Namespace) -> None:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from downstream.report.groups import Name, name
 from downstream.report.results import SPOILT, Result
 
+OTHER = ("name", "seed", "collect", "tensorboard")  # keys that change no weights, and the seed
+
 
 class Lineage(NamedTuple):
     """A fine-tuned upstream, or a merge of such."""
@@ -23,6 +25,15 @@ class Lineage(NamedTuple):
     seconds: float  # of fine-tuning and merging
     peak: int  # bytes of memory
     stored: int  # bytes
+    strategy: str = ""  # of stage 1, and what it collected: `stable/ema-0.99`
+    recipe: str = ""  # of stage 1, all but names and the seed: rows of other seeds share it
+    seeds: tuple[int, ...] = ()  # of stage 1, of each fine-tuned upstream
+    layers: tuple[float, float] | None = None  # relative change of the least and most moved layer
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """What upstreams have in common that differ in nothing but fine-tuning seeds."""
+        return self.base, self.tuned_on, self.strategy, self.recipe, self.way, self.alpha
 
     @property
     def curve(self) -> tuple[str, tuple[str, ...], str] | None:
@@ -48,7 +59,14 @@ def likely_base(results: Iterable[Result]) -> str | None:
 
 
 def _lineage(source: Path, root: Path) -> Lineage | None:
-    """Of the folder `source`, or where results were moved to `root`, of its namesake there."""
+    """Of the folder `source`, or where results were moved to `root`, of its namesake there.
+
+    What a run collected, as `finetune@1f3a/ema-0.99`, has the run's own record.
+    """
+    run = source.parent
+    if "@" in run.name and (whole := _lineage(run, root)):
+        strategy = f"{whole.strategy}/{source.name}"
+        return whole._replace(strategy=strategy, tuned=(str(source),), layers=None)
     for folder in (source, root / "upstreams" / source.name):
         try:
             if (folder / "merge.json").is_file():
@@ -76,7 +94,16 @@ def _tuned(record: dict[str, Any]) -> Lineage:
         seconds=float(record.get("seconds", 0)),
         peak=int(record.get("peak_memory_bytes", 0)),
         stored=int(record.get("stored_bytes", 0)),
+        strategy=str(recipe.get("strategy", "stable")),
+        recipe=json.dumps({k: v for k, v in recipe.items() if k not in OTHER}, sort_keys=True),
+        seeds=(int(recipe.get("seed", 0)),),
+        layers=_layers(record.get("moved", {})),
     )
+
+
+def _layers(moved: dict[str, Any]) -> tuple[float, float] | None:
+    shares = [float(share) for module, share in moved.items() if module.startswith("layer ")]
+    return (min(shares), max(shares)) if shares else None
 
 
 def _merged(record: dict[str, Any], root: Path) -> Lineage:
@@ -96,4 +123,17 @@ def _merged(record: dict[str, Any], root: Path) -> Lineage:
         seconds=float(record.get("seconds", 0)) + sum(part.seconds for part in known),
         peak=max([int(record.get("peak_memory_bytes", 0)), *(part.peak for part in known)]),
         stored=int(record.get("stored_bytes", 0)),
+        strategy=" and ".join(dict.fromkeys(part.strategy for part in known)),
+        recipe=" ".join(part.recipe for part in known),
+        seeds=tuple(seed for part in known for seed in part.seeds),
+        layers=_moved(record, known),
     )
+
+
+def _moved(record: dict[str, Any], parts: list[Lineage]) -> tuple[float, float] | None:
+    """A linear merge of one: alpha times what fine-tuning moved; of others it is not recorded."""
+    alpha, single = record["params"].get("alpha"), parts[0].layers if len(parts) == 1 else None
+    plain = record["method"] == "linear" and not record["recipe"].get("only")
+    if single is None or not plain or not isinstance(alpha, (int, float)):
+        return None
+    return alpha * single[0], alpha * single[1]
