@@ -34,7 +34,8 @@ The same command again keeps what is finished and goes on where it was interrupt
 """
 STOPPED = 130  # exit status
 COMMANDS = (
-    "run plan compare matrix report similarity list_ describe check predict finetune merge export cache"
+    "run plan compare matrix report similarity list_ describe check predict "
+    "finetune merge export cache"
 ).split()
 LISTS = {  # what `list` knows: where its registry is
     "upstreams": "upstream.resolve:UPSTREAMS",
