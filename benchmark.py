@@ -34,7 +34,7 @@ The same command again keeps what is finished and goes on where it was interrupt
 """
 STOPPED = 130  # exit status
 COMMANDS = (
-    "run plan compare matrix report similarity list_ describe check predict "
+    "run plan compare errors matrix report similarity list_ describe check predict "
     "finetune merge export cache"
 ).split()
 LISTS = {  # what `list` knows: where its registry is
@@ -101,24 +101,15 @@ def parser() -> argparse.ArgumentParser:
     flag = commands["compare"].add_argument
     flag("a")
     flag("b")
+    flag("more", nargs="*", help="further upstreams: then letters say which cannot be told apart")
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
-    flag = commands["report"].add_argument
-    flag("--suite", help="only this one (default: all)")
-    flag("--reference", help="the upstream that differences are taken from")
-    flag("--output", type=Path, help="the page (default: report.html in the results folder)")
-    flag("--figures", type=Path, metavar="DIR", help="every figure as PDF and SVG file too")
-    flag = commands["similarity"].add_argument
-    flag("reference", help="usually the pre-trained upstream")
-    flag("others", nargs="+", metavar="UPSTREAM")
-    flag("--suite", default="demo", help="whose test audio (default: demo)")
-    flag("--downstream", help="tasks of the suite, separated by commas (default: all)")
-    flag("--utterances", type=_number(int, 5), default=200, help="at the most (default: 200)")
-    flag("--seed", type=_number(int, 0), default=0, help="of the choice of utterances")
-    flag("--device", help="cpu or cuda (default: cuda if there is one)")
-    flag("--format", default="text", choices=("text", "json", "csv"))
-    commands["similarity"].set_defaults(
-        set=[], workers=None, cache_gb=20.0, batch_seconds=32.0, features="auto"
-    )
+    flag = commands["errors"].add_argument
+    flag("a")
+    flag("b")
+    flag("--downstream", required=True, help="a task that both were scored on")
+    flag("--suite", default="demo", help="the suite of the task (default: demo)")
+    flag("--limit", type=_number(int, 1), default=10, help="so many a side (default: 10)")
+    flag("--format", default="text", choices=("text", "csv", "json"))
     flag = commands["matrix"].add_argument
     flag("--suite", default="demo", help="of the results to show (default: demo)")
     flag("--base", help="the pre-trained upstream (default: what most others grew from)")
@@ -283,11 +274,39 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Two upstreams task by task, paired: compare hubert_demo merged"""
-    from downstream.report import compare, results, table
+    """Upstreams task by task, paired: compare hubert_demo merged [finetuned ...]"""
+    from downstream.report import compare, results, several, table
 
-    pairs = compare.compare(args.a, args.b, results.load_results(args.results))
-    print(table.render(pairs, args.format))
+    known, names = results.load_results(args.results), [args.a, args.b, *args.more]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"compare: {name} is named twice")
+    notes = several.unlike(names, known)
+    if args.more:
+        print(several.render(names, several.several(names, known), notes, args.format))
+        return
+    pairs = compare.compare(args.a, args.b, known)
+    print(table.render(pairs._replace(notes=notes), args.format))
+
+
+def errors(args: argparse.Namespace) -> None:
+    """What A gets right and B wrong, with its audio: errors hubert_demo merged --downstream sid"""
+    from downstream import recipe
+    from downstream.report.results import load_results
+    from downstream.report.wrong import compared, render
+    from downstream.run.prepare import prepare
+
+    paths = {}
+    try:
+        task = recipe.load(recipe.suite(args.suite)[args.downstream])
+        prepared = prepare(task, args.results)
+        paths = {item.id: clip.path for item, clip in zip(prepared.items, prepared.clips)}
+    except (UserError, KeyError) as error:  # results outlive their corpora
+        print(f"benchmark.py: no paths of audio: {error}", file=sys.stderr)
+    suite = Path(args.suite).name
+    known = load_results(args.results)
+    rows = compared(args.a, args.b, args.downstream, suite, known, paths)
+    print(render(args.a, args.b, rows, args.limit, args.format))
 
 
 def report(args: argparse.Namespace) -> None:

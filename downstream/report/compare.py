@@ -63,6 +63,7 @@ class Comparison(NamedTuple):
     b: str
     rows: list[Row]
     skipped: list[str]
+    notes: Sequence[str] = ()  # what else is not the same
 
 
 def compare(a: str, b: str, results: Sequence[Result]) -> Comparison:

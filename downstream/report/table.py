@@ -109,7 +109,8 @@ def render(comparison: Comparison, form: Format = "text") -> str:
             for score, seen in ((r.score, r.seen), (r.reference_score, r.reference_seen))
         )
         table.append([heading(r), a, b, f"{r.difference:+.2f}", span, p_text(r.p_holm), r.verdict])
-    notes = [f"A = {comparison.a}", f"B = {comparison.b}", *remarks(comparison)]
+    notes = [f"A = {comparison.a}", f"B = {comparison.b}"]
+    notes += [*comparison.notes, *remarks(comparison)]
     if form == "text":
         return f"{text(table)}\n\n{wrapped(notes)}"
     if form == "md":

@@ -1,0 +1,144 @@
+"""Several upstreams at once: which of them cannot be told apart, task by task.
+
+All pairs are compared as `compare` does it; p is Holm-adjusted over the pairs of a task, for the
+choice is among all of them. Letters (compact letter display, Piepho 2004): two upstreams share a
+letter if and only if no difference between them is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from downstream.report.compare import SIGNIFICANT, Row, compare
+from downstream.report.layout import as_csv, latex, markdown, text, wrapped
+from downstream.report.results import Result, finite
+from downstream.report.statistics import holm
+from downstream.report.table import heading
+
+
+class Place(NamedTuple):
+    """One upstream on one metric of one task."""
+
+    task: str
+    upstream: str
+    score: float
+    letters: str  # shared: not told apart; empty: some difference has no p
+    speakers: int
+    utterances: int
+
+
+def several(
+    names: Sequence[str], results: Sequence[Result]
+) -> tuple[list[Place], list[Row], list[str]]:
+    """Places, the best first; the pairs, p adjusted over a task's; what could not be compared.
+
+    Raises UserError for unknown names.
+    """
+    by_task: dict[str, list[tuple[int, int, Row]]] = defaultdict(list)
+    skipped: list[str] = []
+    for i, j in combinations(range(len(names)), 2):
+        pair = compare(names[i], names[j], results)
+        skipped += [f"{names[i]}, {names[j]}: {line}" for line in pair.skipped]
+        for row in pair.rows:
+            by_task[heading(row)].append((i, j, row))
+    places, rows = list[Place](), list[Row]()
+    for task, pairs in sorted(by_task.items()):
+        adjusted = holm([row.p for *_, row in pairs])
+        rows += [row._replace(p_holm=p) for (*_, row), p in zip(pairs, adjusted)]
+        facts: dict[int, tuple[float, Row]] = {}
+        for i, j, row in pairs:
+            facts.setdefault(i, (row.score, row))
+            facts.setdefault(j, (row.reference_score, row))
+        apart = {(i, j) for (i, j, _), p in zip(pairs, adjusted) if p < SIGNIFICANT}
+        known = {(i, j) for (i, j, _), p in zip(pairs, adjusted) if not math.isnan(p)}
+        sign = -1 if pairs[0][2].better == "higher" else 1
+        order = sorted(facts, key=lambda i: (sign * facts[i][0], i))
+        whole = known == set(combinations(sorted(facts), 2))
+        letters = letters_of(order, apart) if whole else dict.fromkeys(order, "")
+        for i in order:
+            score, row = facts[i]
+            facts_of = (score, letters[i], row.clusters, row.utterances)
+            places.append(Place(task, names[i], *facts_of))
+    return places, rows, skipped
+
+
+def letters_of(order: Sequence[int], apart: set[tuple[int, int]]) -> dict[int, str]:
+    """Letters by member, from the best; `apart`: the pairs (smaller first) that differ.
+
+    Insert and absorb: begin with one group; each difference splits every group that holds both;
+    a group inside another goes.
+    """
+    groups = [frozenset(order)]
+    for i, j in sorted(apart):
+        split = [part for g in groups for part in ((g - {i}, g - {j}) if {i, j} <= g else (g,))]
+        groups = [g for g in dict.fromkeys(split) if not any(g < other for other in split)]
+    groups.sort(key=lambda g: sorted(order.index(i) for i in g))
+    names = [_letter(k) for k in range(len(groups))]
+    return {i: "".join(n for n, g in zip(names, groups) if i in g) for i in order}
+
+
+def _letter(number: int) -> str:
+    """a, b, ..., z, a1, b1, ..."""
+    return chr(ord("a") + number % 26) + (str(number // 26) if number >= 26 else "")
+
+
+def render(
+    names: Sequence[str],
+    found: tuple[list[Place], list[Row], list[str]],
+    notes: Sequence[str],
+    form: str = "text",
+) -> str:
+    """A row for each upstream, a column for each task; csv has the pairs."""
+    places, rows, skipped = found
+    if form == "csv":
+        return as_csv(Row._fields, rows)
+    if form == "json":
+        content = {"places": [p._asdict() for p in places], "pairs": [r._asdict() for r in rows]}
+        return json.dumps(finite({**content, "notes": [*notes, *skipped]}), indent=1)
+    tasks = list(dict.fromkeys(place.task for place in places))
+    cells = {(p.upstream, p.task): f"{p.score:.2f} {p.letters}".strip() for p in places}
+    table = [["upstream", *tasks], *([n, *(cells.get((n, t), "-") for t in tasks)] for n in names)]
+    said = [
+        "no shared letter: a difference is shown (p < "
+        f"{SIGNIFICANT}, Holm over all pairs of a task); a shared letter: none is; no letter: a "
+        "pair has no p",
+        *(
+            f"{task}: {p.utterances} utterances, {p.speakers} speakers or folds"
+            for task, p in {place.task: place for place in places}.items()
+        ),
+        *notes,
+        *(f"not compared: {line}" for line in skipped),
+    ]
+    if form == "text":
+        return f"{text(table, 160)}\n\n{wrapped(said)}"
+    if form == "md":
+        return "\n".join([markdown(table), "", *(f"- {note}" for note in said)])
+    return "\n".join([latex(table), *(f"% {note}" for note in said)])
+
+
+def unlike(names: Sequence[str], results: Sequence[Result]) -> list[str]:
+    """What the results of upstreams differ in besides their weights: versions, code, device."""
+    from downstream.report.groups import results_of
+
+    seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for wanted in names:
+        for r in results_of(wanted, results):
+            facts = {f"{k} version": v for k, v in r.score.versions.items()}
+            facts |= {"code": str(r.score.git.get("revision", ""))[:12], "device": r.score.device}
+            facts["features"] = f"{r.cell.suite}/{r.cell.task} {r.score.features}"
+            for fact, value in facts.items():
+                if fact != "features":
+                    seen[fact][wanted].add(str(value))
+                else:
+                    seen[f"features of {value.split(' ')[0]}"][wanted].add(value.split(" ", 1)[1])
+    notes = []
+    for fact, sides in seen.items():
+        if len(sides) > 1 and len({frozenset(values) for values in sides.values()}) > 1:
+            shown = "; ".join(f"{n}: {', '.join(sorted(v)) or 'unknown'}" for n, v in sides.items())
+            notes.append(f"not the same {fact}: {shown}")
+    return notes
