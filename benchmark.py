@@ -110,6 +110,23 @@ def parser() -> argparse.ArgumentParser:
     flag("--suite", default="demo", help="the suite of the task (default: demo)")
     flag("--limit", type=_number(int, 1), default=10, help="so many a side (default: 10)")
     flag("--format", default="text", choices=("text", "csv", "json"))
+    flag = commands["report"].add_argument
+    flag("--suite", help="only this one (default: all)")
+    flag("--reference", help="the upstream that differences are taken from")
+    flag("--output", type=Path, help="the page (default: report.html in the results folder)")
+    flag("--figures", type=Path, metavar="DIR", help="every figure as PDF and SVG file too")
+    flag = commands["similarity"].add_argument
+    flag("reference", help="usually the pre-trained upstream")
+    flag("others", nargs="+", metavar="UPSTREAM")
+    flag("--suite", default="demo", help="whose test audio (default: demo)")
+    flag("--downstream", help="tasks of the suite, separated by commas (default: all)")
+    flag("--utterances", type=_number(int, 5), default=200, help="at the most (default: 200)")
+    flag("--seed", type=_number(int, 0), default=0, help="of the choice of utterances")
+    flag("--device", help="cpu or cuda (default: cuda if there is one)")
+    flag("--format", default="text", choices=("text", "json", "csv"))
+    commands["similarity"].set_defaults(
+        set=[], workers=None, cache_gb=20.0, batch_seconds=32.0, features="auto"
+    )
     flag = commands["matrix"].add_argument
     flag("--suite", default="demo", help="of the results to show (default: demo)")
     flag("--base", help="the pre-trained upstream (default: what most others grew from)")
