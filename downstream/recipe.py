@@ -51,6 +51,9 @@ class Train:
     balanced: bool = False  # every class is drawn as often, with replacement (SUPERB's KS)
     optimizer: Literal["Adam", "AdamW"] = "Adam"
     specaug: bool = False
+    # minutes: batches come out of blocks of so much audio, in which all heads hear the training set
+    # in one order (run/window.py); without it, out of the whole set
+    window: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,10 @@ class Recipe:
         data = dataclasses.asdict(self)
         for key in ("name", "suite", "path", "expect"):
             data.pop(key)
-        train = data["train"] or {"seeds": 1, "balanced": True}
+        train = data["train"] or {"seeds": 1, "balanced": True, "window": None}
         train.pop("seeds")
-        for names, key in ((train, "balanced"), (data, "metric")):  # younger than the first cells
+        # younger than the first cells
+        for names, key in ((train, "balanced"), (train, "window"), (data, "metric")):
             if not names[key]:
                 names.pop(key)
         data["corpus"].pop("root", None)
@@ -102,6 +106,11 @@ class Recipe:
             for key in {"task", "name"} & names.keys():
                 names[key] = user_code.identity(str(names[key]))
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def window(self) -> float | None:
+        """Minutes of audio that a batch is out of; None: all."""
+        return self.train.window if self.train else None
 
     @property
     def features(self) -> Kind:
@@ -161,6 +170,13 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     if bool(task.head) != bool(recipe.train):
         fault = "is missing" if task.head else f"nothing is trained in task {recipe.task!r}"
         raise UserError(f"{path}: train: {fault}")
+    if recipe.train and recipe.train.window is not None:
+        other = {"folds": recipe.folds, "train.balanced": recipe.train.balanced}
+        faults = [f"does not go with {key}" for key, given in other.items() if given]
+        if recipe.features == "mean":
+            faults.append(f"task {recipe.task!r} takes time means, which always fit")
+        if faults:
+            raise UserError(f"{path}: train: window: {faults[0]}; leave it out")
     rates = recipe.train.lr if recipe.train else [1.0]
     if not rates or len(set(rates)) < len(rates):
         raise UserError(f"{path}: train: lr: must be a list of different numbers, at least one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,11 @@ from downstream.base import AND, METRICS, Part, Record
 from downstream.report.results import Cell, Score, finished, provenance, read_cell, save
 from downstream.run import heads
 from downstream.run.prepare import Prepared
-from downstream.run.train import Bare, Data, fit, predict
+from downstream.run.train import Bare, Data, drained, fitting, predict
+from downstream.run.window import Block
 from downstream.tasks.heads import Head
 from upstream.features.codec import Features
+from upstream.features.window import Window
 
 
 class Identity(NamedTuple):
@@ -34,6 +36,14 @@ def cell(identity: Identity, prepared: Prepared, seed: int) -> Cell:
 
 
 def run(
+    identity: Identity, prepared: Prepared, seed: int, features: Features, results: Path,
+    device: str = "cpu", seen: int = 0,
+) -> Score:  # fmt: skip
+    """`running` without a stop."""
+    return drained(running(identity, prepared, seed, features, results, device, seen))
+
+
+def running(
     identity: Identity,
     prepared: Prepared,
     seed: int,
@@ -41,10 +51,12 @@ def run(
     results: Path,
     device: str = "cpu",
     seen: int = 0,
-) -> Score:
+    window: Window | None = None,
+) -> Generator[Block, None, Score]:
     """Train, select and test the heads of one cell (of every fold) and save it.
 
-    `seen`: how many of the test utterances the upstream was fine-tuned on.
+    `seen`: how many of the test utterances the upstream was fine-tuned on. `window`: where training
+    frames are; whoever drives this fills it with every block that is yielded.
     """
     begun = time.monotonic()
     recipe, task = prepared.recipe, prepared.recipe.kind_of_task()
@@ -55,14 +67,16 @@ def run(
     dev: dict[str, dict[str, float]] = {}
     chosen: dict[str, dict[str, Any]] = {}
     for fold, split in prepared.splits.items():
-        data = Data(
-            features, prepared.items, prepared.labels(fold, identity.frame), prepared.windows
-        )
+        labels = prepared.labels(fold, identity.frame)
+        training = window.view(prepared.clips) if window else None
+        data = Data(features, prepared.items, labels, prepared.windows, prepared.clips, training)
         head = None
         if task.head:
             what = f"{identity.name} {recipe.name}{fold and ' ' + fold} seed {seed}"
             state = folder / f"state{fold and '-' + fold}.pt"
-            fitted = fit(recipe, data, split, seed=seed, device=device, state=state, what=what)
+            fitted = yield from fitting(
+                recipe, data, split, seed=seed, device=device, state=state, what=what
+            )
             head, lr[fold], dev[fold] = fitted.head, fitted.lr, fitted.dev
             heads.keep(folder, fold, head, data.labels)
         part = functools.partial(_part, head, data, split, device)

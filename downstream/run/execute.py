@@ -15,7 +15,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
+from downstream.report.results import Score, read_cell
 from downstream.run import cell as of_cell
+from downstream.run import together
 from downstream.run.beats import beating
 from downstream.run.executors import Executor, Line, Outcome, local
 from downstream.run.live import ELSEWHERE, Job, Tally, shown
@@ -155,6 +157,9 @@ def make(job: Pass, options: RunOptions) -> Line:
 def compute(job: CellJob, options: RunOptions) -> Line:
     """Compute one cell, unless another process is computing it or has done so meanwhile."""
     prepared = _prepared(job.prepared)
+    entry = (job.identity.fingerprint, prepared.kind, prepared.clips)
+    if job.together and options.store.missing(*entry):
+        return _together(job, options)
     cell = of_cell.cell(job.identity, prepared, job.seed)
     with disk.lease(cell.folder(options.results), wait=False) as ours:
         if not ours:
@@ -165,12 +170,46 @@ def compute(job: CellJob, options: RunOptions) -> Line:
             features = _features(job, prepared, options)
             where = (options.results, options.device)
             score = of_cell.run(job.identity, prepared, job.seed, features, *where, job.seen)
+    return _line(job, prepared, score)
+
+
+def _line(job: CellJob, prepared: Prepared, score: Score) -> str:
     label = of_result(score.metric, score.better).label
     line = f"{job.name}: {label} {score.score:.2f} ({score.seconds:.0f} s)"
     published = prepared.recipe.expect.get(job.request.name.split(":")[0])
     notes = [] if published is None else [f"published: {published}"]
     notes += [each for each in score.warnings if each not in prepared.warnings][:1]  # told before
     return "; ".join([line, *notes])
+
+
+def _together(job: CellJob, options: RunOptions) -> Line:
+    """Compute all cells that share this one's passes over audio, but those claimed elsewhere.
+
+    They belong to whoever has the first that is unfinished; for others this one is claimed too.
+    """
+    mine: list[tuple[CellJob, Prepared]] = []
+    with contextlib.ExitStack() as leases:
+        for each in job.together:
+            task = _prepared(each.prepared)
+            cell = of_cell.cell(each.identity, task, each.seed)
+            if of_cell.done(cell, task, options.results):
+                continue
+            ours = leases.enter_context(disk.lease(cell.folder(options.results), wait=False))
+            if not ours and not mine:
+                return None
+            if ours and not of_cell.done(cell, task, options.results):
+                mine.append((each, task))
+        with beating(options.store.root / RUNNING, job.name):
+            upstream = _upstream(job.request, options.device)
+            scores = together.compute(mine, upstream, options)
+    for (each, _), score in zip(mine, scores):
+        if isinstance(score, Exception) and (each.prepared, each.seed) == (job.prepared, job.seed):
+            raise score  # those of others come when it is their turn
+    task = _prepared(job.prepared)
+    cell = of_cell.cell(job.identity, task, job.seed)
+    if not of_cell.done(cell, task, options.results):
+        return None
+    return _line(job, task, read_cell(cell.folder(options.results) / "score.json").score)
 
 
 def _features(job: CellJob, prepared: Prepared, options: RunOptions) -> Features:

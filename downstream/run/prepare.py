@@ -7,6 +7,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ import torch
 
 from downstream.base import Example, Item, Labels, Task
 from downstream.recipe import Crop, Recipe, examples
+from downstream.run.window import Blocks
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.schema import build
@@ -73,9 +75,27 @@ class Prepared:
         return [item.target for item in self.items]
 
     @property
+    def evaluated(self) -> list[Clip]:
+        """The utterances of all folds that heads are selected or tested on."""
+        parts = [split[part] for split in self.splits.values() for part in ("dev", "test")]
+        return [self.clips[i] for i in sorted({i for part in parts for i in part})]
+
+    @property
     def tested(self) -> list[Clip]:
         """The test utterances of all folds."""
         return [self.clips[i] for split in self.splits.values() for i in split["test"]]
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Of the training set, if the recipe has a window (and so no folds)."""
+        minutes, (split, *_) = self.recipe.window, self.splits.values()
+        return Blocks(self.clips, split["train"], minutes, self.windows) if minutes else None
+
+    @property
+    def sharing(self) -> str:
+        """Tasks in which this is the same train on the same frames in the same order; "": alone."""
+        blocks = self.blocks
+        return _digest(f"{self.kind} {blocks.count} {blocks.keys}") if blocks else ""
 
     def labels(self, fold: str, frame: float = 0.02) -> Labels:
         """The classes of a fold's training targets; `frame`: seconds of a frame."""
@@ -137,6 +157,7 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     items = [Item(e.id, e.speaker, e.target, clip.seconds, e.group) for e, clip in pieces]
     clips = [clip for _, clip in pieces]
     prepared = Prepared(recipe, items, clips, splits, windows, content, [])
+    _require_batches(prepared)
     prepared.warnings.extend(_unknown_symbols(prepared) + _without_spaces(prepared))
     for (fold, split), part in itertools.product(splits.items(), task.needs):
         if part != "train":
@@ -147,6 +168,18 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     for warning in prepared.warnings:
         _say(f"{recipe.path}: {warning}")
     return prepared
+
+
+def _require_batches(prepared: Prepared) -> None:
+    """Raises UserError for a window that holds less than a batch."""
+    blocks, train = prepared.blocks, prepared.recipe.train
+    if blocks and train and blocks.count > 1 and blocks.size(-1) < train.batch:
+        least = math.ceil(train.batch * blocks.seconds / len(blocks.crops) / 6 + 0.5) / 10
+        raise UserError(
+            f"{prepared.recipe.path}: train: window: {train.window:g} minutes hold "
+            f"{blocks.size(-1)} utterances, less than a batch of {train.batch}; "
+            f"{least:g} minutes hold one"
+        )
 
 
 def _digest(text: str) -> str:

@@ -6,7 +6,7 @@ A run is rounds of passes and then cells. A round's features fit the disk budget
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +73,7 @@ class CellJob(NamedTuple):
     seed: int
     seen: int  # test utterances that the upstream was fine-tuned on
     task: str
+    together: tuple[CellJob, ...] = ()  # all, itself too, that one pass an epoch over audio feeds
 
     @property
     def name(self) -> str:
@@ -119,6 +120,7 @@ def survey(
     identities: list[Identity] = []
     rounds: list[Round] = []  # of one upstream each
     cnns: list[tuple[str | None, int]] = []  # of each round's upstream: fingerprint, bytes
+    sharing: dict[tuple[str, Path], str] = {}  # frames that are recomputed
     kept = 0
     for request in requests:
         upstream = request.load()
@@ -141,6 +143,9 @@ def survey(
                 jobs += [CellJob(request, identity, file, seed, seen, name) for seed in missing]
                 unfinished.append(task)
         needs = needed(upstream, identity.fingerprint, unfinished, options)
+        for task, file in zip(tasks, files):
+            if needs.kinds.get(task.revision, task.kind) != task.kind:
+                sharing[request.name, file] = task.sharing
         passes = _passes(request, needs.missing)
         rounds.append(Round(passes, jobs, needs.entries, needs.bytes))
         cnn = upstream.cnn_fingerprint()
@@ -150,34 +155,58 @@ def survey(
     quick = {file for file, task in zip(files, tasks) if task.kind == "mean"}
     for part in joined:  # the long ones first, so that no process waits for the last
         part.cells.sort(key=lambda job: job.prepared in quick)
+        part.cells = _together(part.cells, sharing, options.workers)
     return Work(identities, kept, joined)
+
+
+def _together(
+    jobs: Sequence[CellJob], sharing: Mapping[tuple[str, Path], str], workers: int
+) -> list[CellJob]:
+    """Cells that share blocks of audio know each other: as many at a time as leave nobody idle."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place, job in enumerate(jobs):
+        if key := sharing.get((job.request.name, job.prepared)):
+            groups[job.request.name, key].append(place)
+    parts = max(1, workers // max(1, len(groups)))
+    found = list(jobs)
+    for group in groups.values():
+        for first in range(min(parts, len(group))):
+            members = tuple(jobs[place] for place in group[first::parts])
+            for place in group[first::parts]:
+                found[place] = jobs[place]._replace(together=members)
+    return found
 
 
 def needed(
     upstream: Upstream, fingerprint: str, tasks: Sequence[Prepared], options: RunOptions
 ) -> Needs:
-    """Means are kept; of frames what fits the budget: themselves, else what the CNN put out."""
+    """Means are kept; of frames what fits the budget: themselves, else what the CNN put out.
+
+    With a window, those that heads are evaluated on are kept where those of training do not fit.
+    """
     space = min(options.cache_gb * 1e9, 0.9 * free_bytes(options.store.root))
     cnn = upstream.cnn_fingerprint()
     needs, total = Needs({}, {}, set(), 0), 0
     for task in tasks:
         forced = task.kind == "mean" or options.features == "cache"
-        wanted: list[tuple[str, Kind]] = []
-        if forced or options.features == "auto":
-            wanted.append((fingerprint, task.kind))
+        keep = forced or options.features == "auto"
+        wanted = [((fingerprint, task.kind), task.clips)] * keep
+        if task.recipe.window and keep and not forced:
+            wanted.append(((fingerprint, task.kind), task.evaluated))
         if cnn and not forced:
-            wanted.append((cnn, "cnn"))
+            wanted.append(((cnn, "cnn"), task.clips))
         needs.kinds[task.revision] = None
-        for entry in wanted:
+        for entry, heard in wanted:
             kind, clips = entry[1], needs.missing.get(entry[1], {})
-            new = [c for c in options.store.missing(*entry, task.clips) if c.key not in clips]
+            new = [c for c in options.store.missing(*entry, heard) if c.key not in clips]
             size = bytes_of(upstream, kind, sum(clip.seconds for clip in new))
             if forced or total + size <= space:
                 needs.missing[kind] = clips | {clip.key: clip for clip in new}
-                needs.kinds[task.revision] = kind
                 needs.entries.add(entry)
                 total += size
-                break
+                if heard is task.clips:
+                    needs.kinds[task.revision] = kind
+                    break
     return needs._replace(bytes=total)
 
 

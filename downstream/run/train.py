@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,13 +19,16 @@ from torch import Tensor
 from downstream.base import Item, Labels, Metric, Task
 from downstream.recipe import Recipe, Train
 from downstream.run.adam import Adam
+from downstream.run.window import Block, Blocks, Dealt
 from downstream.tasks.heads import Head
 from downstream.tasks.specaug import specaug
 from upstream.common import disk
 from upstream.common.progress import progress
+from upstream.features.clips import Clip
 from upstream.features.codec import Features
 from upstream.features.provide import in_order
 
+T = TypeVar("T")
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
 PREDICT_BATCH = 32  # utterances
 PREDICT_FLOATS = 1.6e8  # 640 MB of features: of HuBERT Base, 32 utterances of ten seconds
@@ -38,6 +41,8 @@ class Data(NamedTuple):
     items: Sequence[Item]
     labels: Labels
     windows: Mapping[int, Sequence[int]] = {}  # utterance -> its crops, for training
+    clips: Sequence[Clip] = ()  # for recipes with a window
+    training: Features | None = None  # where the block has been announced; else `features` too
 
 
 def dev_score(task: Task, data: Data, indices: Sequence[int], outputs: Sequence[Any]) -> float:
@@ -185,7 +190,22 @@ def _by_length(indices: Iterable[int], features: Features) -> list[list[int]]:
     return batches
 
 
-def fit(
+def fit(recipe: Recipe, data: Data, split: dict[str, list[int]], **options: Any) -> Fitted:
+    """`fitting` without a stop."""
+    return drained(fitting(recipe, data, split, **options))
+
+
+def drained(steps: Generator[Any, None, T]) -> T:
+    """What a generator returns in the end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def fitting(
     recipe: Recipe,
     data: Data,
     split: dict[str, list[int]],
@@ -194,12 +214,13 @@ def fit(
     device: torch.device | str = "cpu",
     state: Path | None = None,
     what: str = "heads",
-) -> Fitted:
+) -> Generator[Block, None, Fitted]:
     """Train one head per learning rate on `split["train"]`, choose step and rate on `split["dev"]`
     (with `train.balanced`, on a draw from it in which all classes are as likely).
 
     All heads start from the same weights and see the same batches, dropout and SpecAugment: random
     numbers depend on (seed, step) alone, so a run resumed from `state` repeats an unbroken one.
+    With `train.window` every block is yielded before its first batch is asked for.
     """
     task, train = recipe.kind_of_task(), recipe.train
     assert train is not None
@@ -208,7 +229,12 @@ def fit(
     runs = [_Run(train, lr, copy.deepcopy(first).to(device)) for lr in train.lr]
     frames, lens = task.features == "frames", data.features.lens
     weigh = [data.items[i].target for i in split["train"]] if train.balanced else None
-    stream = Stream(split["train"], lens, train.batch, seed, frames, data.windows, weigh)
+    stream: Stream | Dealt
+    if train.window is None:
+        stream = Stream(split["train"], lens, train.batch, seed, frames, data.windows, weigh)
+    else:
+        blocks = Blocks(data.clips, split["train"], train.window, data.windows)
+        stream = Dealt(blocks, train.batch, seed)
     dev = drawn(data.items, split["dev"]) if train.balanced else split["dev"]
     crops = [j for i in split["train"] for j in data.windows.get(i, [i])]
     encoded = {j: data.labels.encode(data.items[j].target) for j in crops}
@@ -219,9 +245,13 @@ def fit(
         for run, facts in zip(runs, kept["runs"]):
             run.restore(facts)
     numbers = range(begun * train.accumulate, train.steps * train.accumulate)
-    batches = in_order(data.features, (stream[number] for number in numbers))
+    batches = in_order(data.training or data.features, (stream[number] for number in numbers))
+    block = -1
     for step in progress(range(begun, train.steps), what, train.steps, begun):
         for number in range(step * train.accumulate, (step + 1) * train.accumulate):
+            if isinstance(stream, Dealt) and stream.block(number) != block:
+                block = stream.block(number)
+                yield stream.blocks.block(block)
             indices, x, lens = next(batches)
             targets = [encoded[i] for i in indices]
             batch = Batch(x.to(device).contiguous(), lens.to(device), targets)

@@ -125,8 +125,8 @@ def _make(
 
 
 def _write(source: Source, writers: dict[Target, Writer], batch_seconds: float, what: str) -> None:
-    batches = _batches(source.clips, batch_seconds)
-    for indices, items in progress(ahead(source.read, batches), what, len(batches)):
+    order = batches(source.clips, batch_seconds)
+    for indices, items in progress(ahead(source.read, order), what, len(order)):
         hidden, means = source.hidden(indices, items)
         for row, clip in enumerate(source.clips[i] for i in indices):
             for (_, kind), writer in writers.items():
@@ -146,11 +146,11 @@ def _rows(kind: Kind, hidden: Hidden, means: Tensor, row: int) -> Tensor:
     return frames[:, 0] if kind == "cnn" else frames
 
 
-def _batches(clips: Sequence[Clip], batch_seconds: float) -> list[list[int]]:
+def batches(clips: Sequence[Clip], batch_seconds: float) -> list[list[int]]:
     """Clips, longest first, by index in batches of at most this much audio, padding included."""
-    batches: list[list[int]] = []
+    found: list[list[int]] = []
     for index in range(len(clips)):
-        if not batches or (len(batches[-1]) + 1) * clips[batches[-1][0]].seconds > batch_seconds:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+        if not found or (len(found[-1]) + 1) * clips[found[-1][0]].seconds > batch_seconds:
+            found.append([])
+        found[-1].append(index)
+    return found

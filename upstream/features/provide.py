@@ -73,7 +73,7 @@ def in_order(
 class Recomputed(Source):
     """Frames computed again for every batch, which comes where the upstream is.
 
-    For utterances whose CNN outputs are in the store, from these.
+    A batch that is in the store is read there; one whose CNN outputs are, computed from these.
     """
 
     def __init__(self, upstream: Upstream, clips: Sequence[Clip], kind: Kind, store: Store) -> None:
@@ -82,6 +82,12 @@ class Recomputed(Source):
         else:
             super().__init__(upstream, clips, store, upstream.cnn_fingerprint())
         self.kind = kind
+        entry = upstream.cnn_fingerprint() if kind == "cnn" else upstream.fingerprint()
+        missing = {clip.key for clip in store.missing(entry, kind, clips)} if entry else set()
+        there = [i for i, clip in enumerate(clips) if entry and clip.key not in missing]
+        self.there = {index: row for row, index in enumerate(there)}
+        if entry and there:
+            self.kept = store.open(entry, kind, [clips[i] for i in there])
         self.layers, self.dim = shape(upstream, kind)
         # only used to sort batches by length; the true lengths come with each batch
         self.lens = torch.tensor([int(c.seconds * SAMPLE_RATE / upstream.stride) for c in clips])
@@ -96,14 +102,36 @@ class Recomputed(Source):
         """x [L, B, T, D], lens [B]. Raises UserError for unreadable audio, a damaged shard."""
         return self.compute(indices, self.read(indices))
 
+    def read(self, indices: Indices) -> list[Tensor]:
+        """As of Source; nothing where the store has the frames themselves."""
+        return [] if self._kept(indices) else super().read(indices)
+
     def compute(self, indices: Indices, items: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The batch, from what `read` gave for it."""
+        if self._kept(indices):
+            return self.kept.batch([self.there[i] for i in indices])
+        return stack([arrays for _, arrays in self.rounded(indices, items)])
+
+    def rounded(
+        self, indices: Indices, items: list[Tensor]
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """What would be kept of each: arrays of [L, T, ...], where the upstream is."""
         hidden, _ = self.hidden(indices, items)
-        # not a tensor of an inference, which a head that is trained may not keep; padding is zero
-        x = torch.zeros(hidden.layers.shape, device=hidden.layers.device)
         for row, (index, n) in enumerate(zip(indices, hidden.lens.tolist())):
             frames = hidden.layers[:, row, :n]
             arrays, error = encode(self.kind, frames, self.clips[index].path)
-            x[:, row, :n] = decode(arrays)
             self.squares, self.count = self.squares + error**2, self.count + 1
-        return x, hidden.lens.clone()
+            yield index, arrays
+
+    def _kept(self, indices: Indices) -> bool:
+        return all(i in self.there for i in indices)
+
+
+def stack(rows: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What was kept of some utterances as a batch: x [L, B, T, D] and lens [B]."""
+    first, lens = rows[0]["rows"], [arrays["rows"].shape[1] for arrays in rows]
+    # not a tensor of an inference, which a head that is trained may not keep; padding is zero
+    x = torch.zeros(len(first), len(rows), max(lens), first.shape[2], device=first.device)
+    for row, (arrays, n) in enumerate(zip(rows, lens)):
+        x[:, row, :n] = decode(arrays)
+    return x, torch.tensor(lens, device=first.device)
