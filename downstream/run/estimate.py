@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import timeit
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from downstream.report.results import load_results
 from downstream.run import cell as cells
 from downstream.run.cell import Identity
 from downstream.run.prepare import Prepared
-from downstream.run.schedule import Request, RunOptions, needed
+from downstream.run.schedule import Needs, Request, RunOptions, needed, processes_each
+from downstream.run.window import Dealt
 from upstream.base import SAMPLE_RATE, Upstream
 from upstream.common.progress import clock
 from upstream.features.codec import Kind
@@ -63,17 +65,26 @@ def describe(
         unfinished = [task for task, missing in zip(tasks, left) if missing]
         needs = needed(upstream, fingerprint, unfinished, options)
         size += needs.bytes
+        shared = _shared(unfinished, needs)
+        parts = processes_each(options.workers, len(shared) * len(requests))
         for task, count, missing in zip(tasks, counts, left):
             where, seconds, number = "", 0.0, f"{count - missing} kept"
             if missing:
                 kind = needs.kinds[task.revision]
-                clips = needs.missing.pop(kind, {}) if kind else {}  # its first task makes the pass
+                clips = needs.missing.pop(task.kind, {})  # its first task makes the pass
+                if kind and kind != task.kind:
+                    clips = needs.missing.pop(kind, {}) | clips
                 seconds = sum(clip.seconds for clip in clips.values()) / _passed(upstream)
-                seconds += missing * _cell_seconds(upstream, task, kind)
+                evaluated = (fingerprint, task.kind) in needs.entries  # what is, is kept
+                seconds += missing * _cell_seconds(upstream, task, kind, evaluated)
                 where, number = _where(upstream, task, kind, bool(clips)), f"{number}, {missing}"
             total += seconds
             row = f"{task.recipe.name:<8} {number:>13} {task.seconds / 3600:>7.2f} h  {where:<22}"
             lines.append(f"{request.name:<{width}} {row} {clock(seconds):>8}")
+        for group in shared.values():
+            row, seconds = _passes(upstream, group, needs.kinds[group[0].revision])
+            lines.append(f"{request.name:<{width}} {row}, in {parts} processes")
+            total += parts * seconds
     lines.append(
         f"about {clock(total / options.workers)} in {options.workers} processes, "
         f"{size / 1e9:.2f} GB of features to write (limit --cache-gb {options.cache_gb:g})"
@@ -96,20 +107,54 @@ def _detectable(tasks: Sequence[Prepared], options: RunOptions) -> str:
 def _where(upstream: Upstream, task: Prepared, kind: Kind | None, passed: bool) -> str:
     """Where a task's features come from, in the table's words."""
     if kind != task.kind:
-        return "recomputed from CNN" if kind == "cnn" else "recomputed"
+        window = f", {task.recipe.window:g} min" if task.recipe.window else ""
+        return f"recomputed{' from CNN' * (kind == 'cnn')}{window}"
     size = f"{bytes_of(upstream, kind, task.seconds) / 1e9:.2f} GB"
     return ("means" if kind == "mean" else f"{kind} {size}") + ("" if passed else ", there")
 
 
-def _cell_seconds(upstream: Upstream, task: Prepared, kind: Kind | None) -> float:
-    """Training one seed (all folds), recomputing frames where they are not kept."""
+def _shared(tasks: Sequence[Prepared], needs: Needs) -> dict[str, list[Prepared]]:
+    """Tasks that one pass an epoch feeds."""
+    groups: dict[str, list[Prepared]] = defaultdict(list)
+    for task in tasks:
+        if task.sharing and needs.kinds[task.revision] != task.kind:
+            groups[task.sharing].append(task)
+    return groups
+
+
+def _passes(upstream: Upstream, group: Sequence[Prepared], kind: Kind | None) -> tuple[str, float]:
+    """What feeds the cells of tasks that share a window, in words and in seconds."""
+    task, blocks, passes = group[0], group[0].blocks, 0.0
+    assert blocks  # all have the same
+    for each in group:
+        if train := each.recipe.train:
+            epoch = len(Dealt(blocks, train.batch, 0).places)
+            passes = max(passes, train.steps * train.accumulate / epoch)
+    seconds = passes * blocks.seconds / _passed(upstream) * (1 - CNN_SHARE * (kind == "cnn"))
+    size = bytes_of(upstream, task.kind, blocks.most) / 1e9
+    names = ", ".join(task.recipe.name for task in group)
+    return (
+        f"{names}: {passes:.1f} passes over {blocks.seconds / 3600:.2f} h for all cells "
+        f"({clock(seconds)}), {size:.2f} GB in memory"
+    ), seconds
+
+
+def _cell_seconds(upstream: Upstream, task: Prepared, kind: Kind | None, evaluated: bool) -> float:
+    """Training one seed (all folds), recomputing frames where they are not kept.
+
+    evaluated: those of dev and test are. Passes over a window are not counted: they are no cell's.
+    """
     train = task.recipe.train
     if train is None:
         return 0.0
     steps = len(task.splits) * train.steps
     seconds = steps * _step(upstream, task)
     if kind != task.kind:
-        audio = steps * train.accumulate * train.batch * task.seconds / len(task.clips)
+        mean = task.seconds / len(task.clips)
+        audio = 0.0 if task.sharing else steps * train.accumulate * train.batch * mean
+        if not evaluated:
+            parts = [(len(s["dev"]), len(s["test"])) for s in task.splits.values()]
+            audio += mean * sum(dev * train.steps / train.eval_every + test for dev, test in parts)
         seconds += audio / _passed(upstream) * (1 - CNN_SHARE if kind == "cnn" else 1)
     return seconds
 

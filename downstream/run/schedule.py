@@ -159,6 +159,11 @@ def survey(
     return Work(identities, kept, joined)
 
 
+def processes_each(workers: int, groups: int) -> int:
+    """How many processes share the cells of a group; each makes the passes for its own."""
+    return max(1, workers // max(1, groups))
+
+
 def _together(
     jobs: Sequence[CellJob], sharing: Mapping[tuple[str, Path], str], workers: int
 ) -> list[CellJob]:
@@ -167,7 +172,7 @@ def _together(
     for place, job in enumerate(jobs):
         if key := sharing.get((job.request.name, job.prepared)):
             groups[job.request.name, key].append(place)
-    parts = max(1, workers // max(1, len(groups)))
+    parts = processes_each(workers, len(groups))
     found = list(jobs)
     for group in groups.values():
         for first in range(min(parts, len(group))):
