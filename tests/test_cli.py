@@ -121,7 +121,7 @@ def test_ctrl_c_says_how_to_go_on(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "fit", stop)
+    monkeypatch.setattr(evaluate, "fitting", stop)
     words = ("--upstream", "fbank", "--suite", suite, "--workers", 1, "--results", tmp_path / "r")
     assert call(*words) == 130
     assert "the same command goes on" in capsys.readouterr().err
