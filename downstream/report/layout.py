@@ -13,7 +13,9 @@ TextTable: TypeAlias = Sequence[Sequence[str]]
 
 LATEX = {
     "↓": r"$\downarrow$", "↑": r"$\uparrow$", "±": r"$\pm$", "<": "$<$", "_": r"\_", "%": r"\%",
-    "#": r"\#", "&": r"\&", "†": r"$\dagger$",
+    "#": r"\#", "&": r"\&", "†": r"$\dagger$", "$": r"\$", "{": r"\{", "}": r"\}", ">": "$>$",
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": "$|$",
+    "…": r"\dots{}", "\n": " ", "[": "{[}",  # after a row's end [ would be an argument
 }  # fmt: skip
 
 
@@ -43,12 +45,24 @@ def markdown(table: TextTable) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
 
 
-def latex(table: TextTable) -> str:
-    """A LaTeX tabular that needs no package."""
-    lines = [" & ".join("".join(LATEX.get(c, c) for c in cell) for cell in row) for row in table]
+def latex(table: TextTable, notes: Iterable[str] = ()) -> str:
+    """A LaTeX tabular that needs no package, and notes as comments.
+
+    It compiles whatever the cells hold: what pdflatex's fonts lack is shown by its code point.
+    """
+    lines = [" & ".join("".join(map(_latex, cell)) for cell in row) for row in table]
     body = [line + r" \\" for line in lines]
     head = rf"\begin{{tabular}}{{{'l' * len(table[0])}}}"
-    return "\n".join([head, r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}"])
+    parts = [head, r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}"]
+    return "\n".join([*parts, *(f"% {' '.join(note.split())}" for note in notes)])
+
+
+def _latex(character: str) -> str:
+    if character in LATEX:
+        return LATEX[character]
+    if " " <= character <= "~" or "À" <= character <= "ÿ":
+        return character
+    return f"(U+{ord(character):04X})"
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

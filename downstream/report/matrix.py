@@ -309,7 +309,7 @@ def render(found: Matrix, form: Format = "text") -> str:
         return f"{text(table, 200)}\n\n{wrapped(notes)}"
     if form == "md":
         return "\n".join([markdown(table), "", *(f"- {note}" for note in notes)])
-    return "\n".join([latex(table), *(f"% {note}" for note in notes)])
+    return latex(table, notes)
 
 
 def _text(cell: Cell | None) -> str:

@@ -118,7 +118,7 @@ def render(
         return f"{text(table, 160)}\n\n{wrapped(said)}"
     if form == "md":
         return "\n".join([markdown(table), "", *(f"- {note}" for note in said)])
-    return "\n".join([latex(table), *(f"% {note}" for note in said)])
+    return latex(table, said)
 
 
 def unlike(names: Sequence[str], results: Sequence[Result]) -> list[str]:

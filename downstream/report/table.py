@@ -116,7 +116,7 @@ def render(comparison: Comparison, form: Format = "text") -> str:
     if form == "md":
         return "\n".join([markdown(table), "", *(f"- {note}" for note in notes)])
     if form == "latex":
-        return "\n".join([latex(table), *(f"% {note}" for note in notes)])
+        return latex(table, notes)
     raise UserError(f"unknown format {form!r}{near_miss(form, get_args(Format))}")
 
 
