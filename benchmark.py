@@ -110,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     flag("--suite", default="demo", help="the suite of the task (default: demo)")
     flag("--limit", type=_number(int, 1), default=10, help="so many a side (default: 10)")
     flag("--format", default="text", choices=("text", "csv", "json"))
+    commands["errors"].set_defaults(set=[])
     flag = commands["report"].add_argument
     flag("--suite", help="only this one (default: all)")
     flag("--reference", help="the upstream that differences are taken from")
@@ -308,17 +309,14 @@ def compare(args: argparse.Namespace) -> None:
 
 def errors(args: argparse.Namespace) -> None:
     """What A gets right and B wrong, with its audio: errors hubert_demo merged --downstream sid"""
-    from downstream import recipe
     from downstream.report.results import load_results
     from downstream.report.wrong import compared, render
-    from downstream.run.prepare import prepare
 
     paths = {}
     try:
-        task = recipe.load(recipe.suite(args.suite)[args.downstream])
-        prepared = prepare(task, args.results)
+        prepared, *_ = tasks(args)
         paths = {item.id: clip.path for item, clip in zip(prepared.items, prepared.clips)}
-    except (UserError, KeyError) as error:  # results outlive their corpora
+    except UserError as error:  # results outlive their corpora
         print(f"benchmark.py: no paths of audio: {error}", file=sys.stderr)
     suite = Path(args.suite).name
     known = load_results(args.results)
@@ -363,7 +361,7 @@ def matrix(args: argparse.Namespace) -> None:
     from downstream.report.matrix import matrix, render
     from downstream.report.results import load_results
 
-    suite = Path(args.suite).name or args.suite
+    suite = Path(args.suite).name
     print(render(matrix(load_results(args.results), suite, args.base), args.format))
 
 

@@ -240,15 +240,35 @@ def _against(row: Row, other: Row, minus: Interval, few: str) -> Row:
 
 
 def _verdict(row: Row, p: float) -> Verdict:
-    """What a difference says of the upstream. Who has heard the answers cannot win."""
+    wins = (row.difference < 0) == (row.better == "lower")
+    return judged(p, wins, bool(row.seen if wins else row.reference_seen), row.verdict)
+
+
+def judged(p: float, wins: bool, seen: bool, unknown: Verdict) -> Verdict:
+    """What a difference says of an upstream; `unknown` without a p.
+
+    seen: the winner has heard the answers, and cannot win.
+    """
     if math.isnan(p):
-        return row.verdict
+        return unknown
     if p >= SIGNIFICANT:
         return "no difference shown"
-    wins = (row.difference < 0) == (row.better == "lower")
-    if row.seen if wins else row.reference_seen:
+    if seen:
         return "seen"
     return "better" if wins else "worse"
+
+
+def reduction(better: Direction, before: float, difference: float) -> float:
+    """By how many per cent of the errors there were `before` a difference makes fewer.
+
+    NaN if there were none.
+    """
+    errors = before if better == "lower" else 100 - before
+    return (
+        100 * (-difference if better == "lower" else difference) / errors
+        if errors > 0
+        else math.nan
+    )
 
 
 def _first_difference(a: Result, b: Result) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from downstream.report.compare import Row
+from downstream.report.compare import Row, reduction
 from downstream.report.results import safe_name
 from downstream.report.table import heading, p_text
 from downstream.tasks.metrics import parted
@@ -166,9 +166,7 @@ def says(row: Row) -> str:
 def gain(row: Row, difference: float | None = None) -> float:
     """Relative reduction of errors against the reference in per cent; NaN if it made none."""
     difference = row.difference if difference is None else difference
-    lower = row.better == "lower"
-    errors = row.reference_score if lower else 100 - row.reference_score
-    return 100 * (-difference if lower else difference) / errors if errors > 0 else math.nan
+    return reduction(row.better, row.reference_score, difference)
 
 
 def paired_rows(rows: Sequence[Row], reference: str) -> list[Row]:

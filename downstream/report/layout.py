@@ -57,6 +57,15 @@ def latex(table: TextTable, notes: Iterable[str] = ()) -> str:
     return "\n".join([*parts, *(f"% {' '.join(note.split())}" for note in notes)])
 
 
+def noted(table: TextTable, notes: Iterable[str], form: str, width: int = 100) -> str:
+    """A table and what must be said of it as `text`, `md` or `latex`."""
+    if form == "text":
+        return f"{text(table, width)}\n\n{wrapped(notes)}"
+    if form == "md":
+        return "\n".join([markdown(table), "", *(f"- {note}" for note in notes)])
+    return latex(table, notes)
+
+
 def _latex(character: str) -> str:
     if character in LATEX:
         return LATEX[character]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from downstream.report.compare import SEEDS, SIGNIFICANT, Verdict
+from downstream.report.compare import SEEDS, SIGNIFICANT, Verdict, judged, reduction
 from downstream.report.groups import (
     Labels,
     Name,
@@ -32,7 +32,7 @@ from downstream.report.groups import (
     results_of,
     version,
 )
-from downstream.report.layout import as_csv, latex, markdown, text, wrapped
+from downstream.report.layout import as_csv, noted
 from downstream.report.lineage import Lineage, likely_base, lineages
 from downstream.report.results import Result, finite
 from downstream.report.statistics import (
@@ -108,7 +108,8 @@ def matrix(results: Sequence[Result], suite: str, base: str | None = None) -> Ma
     known = {each: _from_first(line, made) for each, line in known.items()}
     rows: dict[object, dict[tuple[int, ...], Name]] = defaultdict(dict)
     notes = []
-    for each in sorted(grouped(mine, name)):
+    upstreams = grouped(mine, name)
+    for each in sorted(upstreams):
         line = known.get(each)
         if line is None:
             if each[1] != print_of:
@@ -122,7 +123,6 @@ def matrix(results: Sequence[Result], suite: str, base: str | None = None) -> Ma
         called[v]: mean(r.summary.samples[r.score.metric].whole[0] for r in group)
         for v, group in reference.items()
     }
-    upstreams = grouped(mine, name)
     lines = [
         _line(
             [(known[each], grouped(upstreams[each], version)) for each in members.values()],
@@ -188,15 +188,17 @@ def _line(
 ) -> Line:
     first = members[0][0]
     cells: dict[str, Cell] = {}
+    lower: dict[str, bool] = {}  # by task: whether fewer are better
     for task, base in sorted(reference.items()):
         here = [tasks[task] for _, tasks in members if task in tasks]
         if here:
             cells[called[task]] = _cell(here, base)
+            lower[called[task]] = base[0].score.better == "lower"
     adjusted = holm([cell.p for cell in cells.values()])
-    cells = {
-        task: cell._replace(p=p, verdict=_verdict(cell, p))
-        for (task, cell), p in zip(cells.items(), adjusted)
-    }
+    for (where, cell), p in zip(cells.items(), adjusted):
+        wins = (cell.difference < 0) == lower[where]
+        verdict = judged(p, wins, cell.seen and wins, cell.verdict)
+        cells[where] = cell._replace(p=p, verdict=verdict)
     unseen = {t: c for t, c in cells.items() if not c.seen and math.isfinite(c.gain)}
     worst = min(unseen, key=lambda task: unseen[task].gain, default="")
     lost = unseen[worst] if worst and unseen[worst].gain < 0 else None
@@ -227,8 +229,6 @@ def _cell(tuned: Sequence[Sequence[Result]], base: Sequence[Result]) -> Cell:
     found = pooled(heads, theirs, score.metric)
     better = of_result(score.metric, score.better).better
     was = stacked(theirs, score.metric).whole.mean()
-    errors = was if better == "lower" else 100 - was
-    reduced = -found.value if better == "lower" else found.value
     few = len(tuned) < SEEDS or len(theirs) < 2
     return Cell(
         score=float(was + found.value),
@@ -236,22 +236,14 @@ def _cell(tuned: Sequence[Sequence[Result]], base: Sequence[Result]) -> Cell:
         low=found.low,
         high=found.high,
         p=math.nan if few else found.p,
-        verdict="withheld" if few else "better" if reduced > 0 else "worse",
+        verdict="withheld" if few else "unknown",  # until p is adjusted
         seen=any(r.score.seen for group in tuned for r in group),
-        gain=100 * reduced / errors if errors > 0 else math.nan,
+        gain=reduction(better, was, found.value),
     )
 
 
 def _by_seed(group: Sequence[Result]) -> list[Result]:
     return sorted(group, key=lambda r: r.cell.seed)
-
-
-def _verdict(cell: Cell, p: float) -> Verdict:
-    if math.isnan(p):
-        return "withheld" if cell.verdict == "withheld" else "unknown"
-    if p >= SIGNIFICANT:
-        return "no difference shown"
-    return "seen" if cell.seen and cell.verdict == "better" else cell.verdict
 
 
 def _metric(result: Result) -> str:
@@ -305,11 +297,7 @@ def render(found: Matrix, form: Format = "text") -> str:
         "fine-tuning had labels of this test audio; worst: what lost most, in points",
         *found.notes,
     ]
-    if form == "text":
-        return f"{text(table, 200)}\n\n{wrapped(notes)}"
-    if form == "md":
-        return "\n".join([markdown(table), "", *(f"- {note}" for note in notes)])
-    return latex(table, notes)
+    return noted(table, notes, form, 200)
 
 
 def _text(cell: Cell | None) -> str:

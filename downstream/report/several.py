@@ -15,7 +15,8 @@ from itertools import combinations
 from typing import NamedTuple
 
 from downstream.report.compare import SIGNIFICANT, Row, compare
-from downstream.report.layout import as_csv, latex, markdown, text, wrapped
+from downstream.report.groups import results_of
+from downstream.report.layout import as_csv, noted
 from downstream.report.results import Result, finite
 from downstream.report.statistics import holm
 from downstream.report.table import heading
@@ -114,28 +115,19 @@ def render(
         *notes,
         *(f"not compared: {line}" for line in skipped),
     ]
-    if form == "text":
-        return f"{text(table, 160)}\n\n{wrapped(said)}"
-    if form == "md":
-        return "\n".join([markdown(table), "", *(f"- {note}" for note in said)])
-    return latex(table, said)
+    return noted(table, said, form, 160)
 
 
 def unlike(names: Sequence[str], results: Sequence[Result]) -> list[str]:
     """What the results of upstreams differ in besides their weights: versions, code, device."""
-    from downstream.report.groups import results_of
-
     seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for wanted in names:
         for r in results_of(wanted, results):
             facts = {f"{k} version": v for k, v in r.score.versions.items()}
             facts |= {"code": str(r.score.git.get("revision", ""))[:12], "device": r.score.device}
-            facts["features"] = f"{r.cell.suite}/{r.cell.task} {r.score.features}"
+            facts[f"features of {r.cell.suite}/{r.cell.task}"] = r.score.features
             for fact, value in facts.items():
-                if fact != "features":
-                    seen[fact][wanted].add(str(value))
-                else:
-                    seen[f"features of {value.split(' ')[0]}"][wanted].add(value.split(" ", 1)[1])
+                seen[fact][wanted].add(str(value))
     notes = []
     for fact, sides in seen.items():
         if len(sides) > 1 and len({frozenset(values) for values in sides.values()}) > 1:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 from downstream.report import superb
 from downstream.report.compare import SIGNIFICANT, Comparison, Row, differences, overall, scores
 from downstream.report.groups import grouped, labels, name, results_of, version
-from downstream.report.layout import TextTable, as_csv, latex, markdown, text, wrapped
+from downstream.report.layout import TextTable, as_csv, markdown, noted, text, wrapped
 from downstream.report.results import Result, finite
 from downstream.tasks.metrics import of_result
 from upstream.common import disk
@@ -111,13 +111,9 @@ def render(comparison: Comparison, form: Format = "text") -> str:
         table.append([heading(r), a, b, f"{r.difference:+.2f}", span, p_text(r.p_holm), r.verdict])
     notes = [f"A = {comparison.a}", f"B = {comparison.b}"]
     notes += [*comparison.notes, *remarks(comparison)]
-    if form == "text":
-        return f"{text(table)}\n\n{wrapped(notes)}"
-    if form == "md":
-        return "\n".join([markdown(table), "", *(f"- {note}" for note in notes)])
-    if form == "latex":
-        return latex(table, notes)
-    raise UserError(f"unknown format {form!r}{near_miss(form, get_args(Format))}")
+    if form not in get_args(Format):
+        raise UserError(f"unknown format {form!r}{near_miss(form, get_args(Format))}")
+    return noted(table, notes, form)
 
 
 def _blocks(rows: Sequence[Row], abreast: int) -> Iterable[tuple[str, TextTable]]:

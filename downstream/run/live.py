@@ -38,9 +38,8 @@ class Tally:
         self.folder, self.kept = folder, work.kept
         self.cells, self.passes = len(work.cells), len(passes)
         self.kinds = {job.name: (_kind(job), _units(job)) for job in jobs}
-        self.todo: dict[str, float] = defaultdict(
-            float
-        )  # kind of job -> its units that are not done
+        # kind of job -> its units that are not done
+        self.todo: dict[str, float] = defaultdict(float)
         for job in jobs:
             self.todo[_kind(job)] += _units(job)
         self.over: dict[str, float] = defaultdict(float)  # the same of those that are

@@ -85,13 +85,13 @@ class Prepared:
         """The test utterances of all folds."""
         return [self.clips[i] for split in self.splits.values() for i in split["test"]]
 
-    @property
+    @cached_property
     def blocks(self) -> Blocks | None:
         """Of the training set, if the recipe has a window (and so no folds)."""
         minutes, (split, *_) = self.recipe.window, self.splits.values()
         return Blocks(self.clips, split["train"], minutes, self.windows) if minutes else None
 
-    @property
+    @cached_property
     def sharing(self) -> str:
         """Tasks in which this is the same train on the same frames in the same order; "": alone."""
         blocks = self.blocks

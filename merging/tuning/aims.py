@@ -33,9 +33,7 @@ class Masked:
     layer: Natural = 6  # the hidden state that is clustered
     mask_start: Share = 0.08  # probability that a frame begins a masked span
     mask_span: Positive = 10  # frames
-    unmasked_weight: Annotated[float, Bound(0, 1e9)] = (
-        0.0  # of a seen frame, beside a hidden one's 1
-    )
+    unmasked_weight: Annotated[float, Bound(0, 1e9)] = 0.0  # of a seen frame; a hidden one's is 1
     seconds: Amount = 16.0  # longer utterances are taken in equal parts
 
 
