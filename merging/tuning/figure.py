@@ -36,7 +36,8 @@ def draw(
         if math.isfinite(score)
     ]
     title = "update" if many == 1 else f"update (means of {many})"
-    x = alt.X("step:Q", title=title, scale=alt.Scale(domain=[0, lines[-1]["step"]], nice=False))
+    scale = alt.Scale(domain=[0, lines[-1]["step"]], nice=False)
+    x = alt.X("step:Q", title=title, scale=scale, axis=alt.Axis(tickCount=8))
 
     def panel(values: Sequence[Row], title: str, log: bool = False) -> alt.Chart:
         scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
