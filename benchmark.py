@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import math
 import os
@@ -14,15 +13,11 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from upstream.checkpoints import FORMATS
-from upstream.common.errors import UserError, near_miss, one_line
+from upstream.common.errors import near_miss, one_line
 from upstream.common.stop import stoppable
-
-if TYPE_CHECKING:
-    from downstream.run.prepare import Prepared
-    from downstream.run.schedule import Request, RunOptions
 
 EXAMPLES = """\
 examples:
@@ -33,18 +28,25 @@ examples:
 The same command again keeps what is finished and goes on where it was interrupted.
 """
 STOPPED = 130  # exit status
-COMMANDS = (
-    "run plan compare errors matrix report similarity list_ describe check predict "
-    "finetune merge export cache"
-).split()
-LISTS = {  # what `list` knows: where its registry is
-    "upstreams": "upstream.resolve:UPSTREAMS",
-    "tasks": "downstream.base:TASKS",
-    "suites": "",
-    "corpora": "downstream.corpora:CORPORA",
-    "heads": "downstream.base:HEADS",
-    "methods": "merging.methods:METHODS",
+COMMANDS = {  # what each does: an example
+    "run": "Score upstreams on the tasks of a suite: --upstream merged,fbank --suite demo",
+    "plan": "What a run would keep, compute and cost; builds nothing: plan --upstream merged",
+    "compare": "Upstreams task by task, paired: compare hubert_demo merged [finetuned ...]",
+    "errors": "What A gets right and B wrong, with its audio: errors base merged --downstream sid",
+    "matrix": "Ways of fine-tuning by tasks, their seeds together: matrix --suite demo",
+    "report": "All results as one HTML page, and figures for a paper: report --figures figures/",
+    "similarity": "Hidden states and weights against the first's: similarity hubert_demo merged",
+    "list": "What there is, a line each: list upstreams",
+    "describe": "An upstream's layers, size, fingerprint, licence, source: describe hubert_demo",
+    "check": "The promises of an upstream, or a recipe: check --upstream mine.py:Mine",
+    "predict": "What trained heads say of audio: predict --upstream X --downstream sid a.wav",
+    "finetune": "Stage 1, stable fine-tuning: finetune recipes/demo/finetune.yaml",
+    "merge": "Stage 2, merge weights and write them: merge recipes/demo/merged.yaml --output out/",
+    "export": "Write an upstream in another format: export merged --output out/",
+    "cache": "Features on disk, least recently used first; list or clear: cache clear hubert_demo",
 }
+REPORTS = ("compare", "errors", "matrix", "report")  # the others need what builds upstreams
+LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods")
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,10 +69,12 @@ def parser() -> argparse.ArgumentParser:
     top = Parser("benchmark.py", description=__doc__, formatter_class=raw, epilog=EXAMPLES)
     added = top.add_subparsers(metavar="COMMAND", required=True)
     commands = {}
-    for name in COMMANDS:
-        call = globals()[name]
-        command = added.add_parser(name.rstrip("_"), help=call.__doc__, description=call.__doc__)
-        command.set_defaults(call=call)
+    for name, about in COMMANDS.items():
+        what, _, example = about.rpartition(": ")
+        command = added.add_parser(
+            name, help=about, description=what, epilog=f"example: benchmark.py {example}"
+        )
+        command.set_defaults(command=name)
         flag = command.add_argument
         flag("--results", type=Path, default=Path("results"),
              help="where results, caches and built upstreams live")  # fmt: skip
@@ -132,7 +136,8 @@ def parser() -> argparse.ArgumentParser:
     flag("--suite", default="demo", help="of the results to show (default: demo)")
     flag("--base", help="the pre-trained upstream (default: what most others grew from)")
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
-    commands["list_"].add_argument("what", choices=LISTS)
+    commands["list"].add_argument("what", choices=LISTS)
+    commands["list"].set_defaults(command="list_")  # the function's name
     commands["describe"].add_argument("upstream")
     flag = commands["predict"].add_argument
     flag("files", nargs="+", metavar="FILE", help="audio files")
@@ -183,356 +188,6 @@ def _number(kind: Callable[[str], float], least: float) -> Callable[[str], float
     return read
 
 
-def tasks(args: argparse.Namespace) -> list[Prepared]:
-    """The chosen tasks of the suite with their corpora read."""
-    from downstream import recipe
-    from downstream.run.prepare import prepare
-
-    suite, overrides = recipe.suite(args.suite), recipe.overrides(args.set)
-    chosen = args.downstream.split(",") if args.downstream is not None else list(suite)
-    for name in chosen:
-        if name not in suite:
-            raise UserError(f"unknown task {name!r} in suite {args.suite}{near_miss(name, suite)}")
-        if chosen.count(name) > 1:
-            raise UserError(f"--downstream names {name} twice")
-    recipes = [recipe.load(suite[name], overrides) for name in chosen]
-    return [prepare(task, args.results) for task in recipes]
-
-
-def settings(args: argparse.Namespace) -> RunOptions:
-    """Device, processes and budgets; a results folder that cannot be written is found out now."""
-    import torch
-
-    from downstream.run.schedule import RunOptions
-
-    device = args.device
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.ones(1, device=device).item()
-    except Exception as error:  # torch has a kind of its own for each way to be no device
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--device {device!r}: cannot be used ({reason:.200})") from error
-    writable(args.results)
-    workers = cores = os.cpu_count() or 1
-    if device != "cpu":  # several share one GPU: while one decodes audio, another computes
-        gpus = max(1, torch.cuda.device_count())
-        workers = gpus * max(1, min(4, cores // gpus))
-    budgets = (args.cache_gb, args.batch_seconds or (32.0 if device == "cpu" else 600.0))
-    return RunOptions(args.results, args.workers or workers, device, *budgets, args.features)
-
-
-def writable(folder: Path) -> None:
-    """Raise UserError now if a folder cannot be written, not after hours."""
-    from upstream.common import disk
-
-    with disk.writing(folder), disk.whole(folder / "probe") as part:
-        part.touch()
-    (folder / "probe").unlink(missing_ok=True)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Score upstreams on the tasks of a suite: --upstream merged,fbank --suite demo"""
-    from downstream.recipe import suite_folder
-    from downstream.report import table
-    from downstream.report.groups import name
-    from downstream.report.results import load_results
-    from downstream.run import execute, schedule
-    from merging.requests import costs, requests
-
-    how, suite = settings(args), suite_folder(args.suite)
-    if args.from_scratch:
-        from merging.pretraining.pretrain import from_scratch
-
-        os.environ["HUBERT_DEMO"] = str(from_scratch(args.results))  # workers inherit it
-    prepared = tasks(args)
-    upstreams, reference = requests(args.upstream, suite, args.results, how)
-    work = schedule.survey(upstreams, prepared, args.seeds, how)
-    print(f"{work.kept} cells kept, {len(work.cells)} to compute")
-    failed = None
-    try:
-        execute.run(work, how)
-    except execute.Unfinished as error:  # what is finished is shown all the same
-        failed = error
-    results = load_results(args.results)
-    scored = {(identity.name, identity.fingerprint) for identity in work.identities}
-    revisions = {task.revision for task in prepared}
-    mine = [r for r in results if name(r) in scored and r.cell.revision in revisions]
-    # a merged upstream is also shown against the fine-tuned one that it came from
-    tuned = [each.name for each in work.identities if each.name.split(":")[0] == "finetuned"]
-    references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned])))
-    print(table.show(table.summary(mine, suite.name, references)))
-    print("".join(f"{line}\n" for line in costs(upstreams)), end="")
-    written = table.write(args.results, results, references)
-    try:
-        from downstream.report import page
-        from upstream.similarity import similarities
-
-        alike, prints = similarities(args.results), dict(scored)
-        exact = [f"{each}@{prints[each]}" if each in prints else each for each in references]
-        written += page.write(args.results / page.NAME, results, alike, exact)
-    except UserError as error:  # at the end of a long run no page is no failure
-        print(f"no page: {error}")
-    print(f"written: {', '.join(map(str, written))}", flush=True)
-    if failed:
-        print(*failed.lines, sep="\n", file=sys.stderr)
-        raise failed
-
-
-def plan(args: argparse.Namespace) -> None:
-    """What a run would keep, compute and cost; builds nothing: plan --upstream merged"""
-    from downstream.recipe import suite_folder
-    from downstream.run.estimate import describe
-    from merging.requests import requests, unbuilt
-
-    how, suite = settings(args), suite_folder(args.suite)
-    upstreams, _ = requests(args.upstream, suite, args.results)
-    waiting = {each.name: needs for each in upstreams if (needs := unbuilt(each))}
-    print(describe(upstreams, waiting, tasks(args), args.seeds, how))
-
-
-def compare(args: argparse.Namespace) -> None:
-    """Upstreams task by task, paired: compare hubert_demo merged [finetuned ...]"""
-    from downstream.report import compare, results, several, table
-
-    known, names = results.load_results(args.results), [args.a, args.b, *args.more]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"compare: {name} is named twice")
-    notes = several.unlike(names, known)
-    if args.more:
-        print(several.render(names, several.several(names, known), notes, args.format))
-        return
-    pairs = compare.compare(args.a, args.b, known)
-    print(table.render(pairs._replace(notes=notes), args.format))
-
-
-def errors(args: argparse.Namespace) -> None:
-    """What A gets right and B wrong, with its audio: errors hubert_demo merged --downstream sid"""
-    from downstream.report.results import load_results
-    from downstream.report.wrong import compared, render
-
-    paths = {}
-    try:
-        prepared, *_ = tasks(args)
-        paths = {item.id: clip.path for item, clip in zip(prepared.items, prepared.clips)}
-    except UserError as error:  # results outlive their corpora
-        print(f"benchmark.py: no paths of audio: {error}", file=sys.stderr)
-    suite = Path(args.suite).name
-    known = load_results(args.results)
-    rows = compared(args.a, args.b, args.downstream, suite, known, paths)
-    print(render(args.a, args.b, rows, args.limit, args.format))
-
-
-def report(args: argparse.Namespace) -> None:
-    """All results as one HTML page, and figures for a paper: report --figures figures/"""
-    from downstream.report import page, results
-    from upstream.similarity import similarities
-
-    output = args.output or args.results / page.NAME
-    references = [args.reference] if args.reference else []
-    found = results.load_results(args.results), similarities(args.results)
-    for path in page.write(output, *found, references, args.suite, args.figures):
-        print(path)
-
-
-def similarity(args: argparse.Namespace) -> None:
-    """Hidden states and weights against the first upstream's: similarity hubert_demo merged"""
-    import merging  # noqa: F401 - registers what is built here
-    from upstream.resolve import require
-
-    specs = [args.reference, *args.others]
-    for spec in specs:
-        require(spec)
-    from downstream.recipe import suite_folder
-    from merging import similarity
-    from merging.requests import requests
-
-    how, suite = settings(args), suite_folder(args.suite)
-    with contextlib.redirect_stdout(sys.stderr):  # what is built on the way is no JSON
-        audio = similarity.draw(tasks(args), args.utterances, args.seed)
-        (first, *others), _ = requests(",".join(specs), suite, args.results, how)
-        found = similarity.compare(first, others, audio, how)
-    print(getattr(similarity, f"as_{args.format}")(found))
-
-
-def matrix(args: argparse.Namespace) -> None:
-    """Ways of fine-tuning by tasks, their seeds together: matrix --suite demo"""
-    from downstream.report.matrix import matrix, render
-    from downstream.report.results import load_results
-
-    suite = Path(args.suite).name
-    print(render(matrix(load_results(args.results), suite, args.base), args.format))
-
-
-def list_(args: argparse.Namespace) -> None:
-    """What there is, a line each: list upstreams"""
-    if args.what == "suites":
-        from downstream import recipe
-
-        rows = [(path.name, ", ".join(recipe.suite(path.name))) for path in recipe.suites()]
-    else:
-        import merging  # noqa: F401 - registers what is built here
-
-        module, _, attribute = LISTS[args.what].partition(":")
-        registry = getattr(importlib.import_module(module), attribute)
-        rows = [(name, registry.about(name)) for name in sorted(registry)]
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
-
-
-def named(args: argparse.Namespace) -> Request:
-    """The upstream that a command without a suite names."""
-    import merging  # noqa: F401 - registers what is built here
-    from upstream.resolve import require
-
-    require(args.upstream)  # a wrong name is told before seconds of imports
-    from downstream.recipe import suite_folder
-    from merging.requests import request
-
-    suite = getattr(args, "suite", "demo")
-    return request(args.upstream, suite_folder(suite), args.results)
-
-
-def describe(args: argparse.Namespace) -> None:
-    """An upstream's layers, size, fingerprint, licence, source: describe hubert_demo"""
-    upstream = named(args).load()
-    milliseconds = 1000 * upstream.stride / upstream.sample_rate
-    facts = {
-        "upstream": args.upstream,
-        "hidden states": f"{upstream.num_layers} of {upstream.dim} values",
-        "frame": f"every {upstream.stride} samples ({milliseconds:g} ms)",
-        "parameters": f"{sum(p.numel() for p in upstream.parameters()):,}",
-        "options": ", ".join(f"{key}={value}" for key, value in upstream.options.items()) or "none",
-        "fingerprint": upstream.fingerprint(),
-        "licence": upstream.licence or "not stated",
-        "source": upstream.source or "not stated",
-    }
-    print("\n".join(f"{key:<14} {value}" for key, value in facts.items()))
-    place = Path(upstream.source)
-    merged = (place.parent / "merge.json").is_file()  # a model.pt with its card beside it
-    card = (place.parent if merged else place) / "README.md"
-    if card.is_file():
-        print(f"\n{card.read_text(encoding='utf-8', errors='replace')}")
-
-
-def check(args: argparse.Namespace) -> int:
-    """The promises of an upstream, or a recipe: check --upstream mine.py:Mine"""
-    if args.recipe:
-        from downstream import recipe
-        from downstream.run.prepare import prepare
-
-        prepared = prepare(recipe.load(args.recipe), args.results)
-        for fold, split in prepared.splits.items():
-            print(fold or "corpus", {part: len(indices) for part, indices in split.items()})
-        return 0
-    from upstream.check import check as promises
-
-    rows = promises(named(args).load())
-    for row in rows:
-        print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
-    return 0 if all(row.kept for row in rows) else 1
-
-
-def predict(args: argparse.Namespace) -> None:
-    """What trained heads say of other audio: predict --upstream X --downstream asr my.wav"""
-    from upstream.audio import load  # a file that cannot be read is told before all else
-
-    for path in args.files:
-        load(path)
-    from downstream.recipe import suite_folder
-    from downstream.report.groups import results_of
-    from downstream.report.results import load_results
-    from downstream.run import heads
-
-    suite = suite_folder(args.suite).name
-    mine = [r for r in load_results(args.results) if r.cell.suite == suite]
-    mine = results_of(args.upstream, mine)
-    cells = [r for r in mine if r.cell.task == args.downstream]
-    if not cells:
-        known = {r.cell.task for r in mine}
-        raise UserError(
-            f"{args.upstream} has no results in task {args.downstream!r} of suite {suite!r}"
-            f"{near_miss(args.downstream, known)}"
-        )
-    newest = max(cells, key=lambda r: r.score.created).cell.revision
-    cells = [r for r in cells if r.cell.revision == newest]
-    upstream = named(args).load().eval()
-    if upstream.fingerprint() != cells[0].cell.fingerprint:
-        raise UserError(
-            f"{args.upstream} has other weights now ({upstream.fingerprint()}) than its heads were "
-            f"trained on ({cells[0].cell.fingerprint}); run the benchmark again"
-        )
-    kept = [head for cell in cells for head in heads.load(cell, upstream)]
-    for path in args.files:
-        print(f"{path}\t{heads.agreed(heads.predict(kept, upstream, path))}", flush=True)
-
-
-def finetune(args: argparse.Namespace) -> None:
-    """Stage 1, stable fine-tuning: finetune recipes/demo/finetune.yaml"""
-    from downstream.recipe import overrides
-    from merging.tuning import build_tuned
-    from merging.tuning.ranks import joined
-
-    changes = overrides(args.set)
-    writable(args.output or args.results)
-    with joined() as ranks:
-        print(build_tuned(args.recipe, args.results, args.output, ranks, changes))
-
-
-def merge(args: argparse.Namespace) -> None:
-    """Stage 2, merge weights and write them: merge recipes/demo/merged.yaml --output merged/"""
-    from downstream.recipe import overrides
-    from merging.merged import write
-    from merging.recipe import load_recipe, placed, recipe_of
-
-    parts, keys = (args.base, args.tuned), overrides(args.set)
-    if any(parts) == bool(args.recipe) or any(parts) != all(parts):
-        raise UserError("merge: give either a recipe, or both --base and --tuned")
-    writable(args.output if args.format == "hf" else args.output.parent)
-    if args.recipe:
-        method = {"method": args.method} if args.method else {}
-        recipe = load_recipe(args.recipe, placed({**keys, **method}))
-    else:
-        recipe = recipe_of(args.base, args.tuned, args.method, keys)
-    record = write(recipe, args.recipe or Path(), args.output, args.results, args.format)
-    print("\n".join(record.lines()))
-
-
-def export(args: argparse.Namespace) -> None:
-    """Write an upstream in another format: export merged --output out/"""
-    request = named(args)
-    from merging import requests
-
-    writable(args.output if args.format == "hf" else args.output.parent)
-    print(requests.export(request, args.format, args.output))
-
-
-def cache(args: argparse.Namespace) -> None:
-    """Features on disk, least recently used first; list or clear: cache clear hubert_demo"""
-    from datetime import datetime
-
-    from upstream.features.store import Store
-
-    store = Store(args.results / "cache")
-    entries = store.entries()
-    known = {name for entry in entries for name in (entry.name, entry.fingerprint)}
-    if args.upstream and args.upstream not in known:
-        raise UserError(f"cache: nothing of {args.upstream!r}{near_miss(args.upstream, known)}")
-    chosen = [e for e in entries if args.upstream in (None, e.name, e.fingerprint)]
-    for entry in chosen:
-        row = (
-            f"{entry.fingerprint}  {entry.kind:<8} {entry.clips:>7} utterances "
-            f"{entry.hours:>8.2f} h {entry.gigabytes:>8.3f} GB  "
-            f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}  {entry.name}"
-        )
-        if args.action == "clear":
-            cleared = store.remove(entry)
-            row += "  cleared" if cleared else "  kept: in use by another process"
-        print(row)
-    print(f"{sum(entry.gigabytes for entry in chosen):.3f} GB in {store.root}")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a command; a mistake is one line and exit code 2, an interruption 130."""
     argv = sys.argv[1:] if argv is None else argv
@@ -543,7 +198,9 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return int(args.call(args) or 0)
+        room = "downstream" if args.command in REPORTS else "merging"
+        call = getattr(importlib.import_module(f"{room}.commands"), args.command)
+        return int(call(args) or 0)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return STOPPED

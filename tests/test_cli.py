@@ -169,7 +169,7 @@ def test_what_nobody_foresaw_is_one_line_that_asks_for_a_report(
     def fail(_: object) -> None:
         raise ZeroDivisionError("of\nall things")
 
-    monkeypatch.setattr(benchmark, "compare", fail)
+    monkeypatch.setattr("downstream.commands.compare", fail)
     assert call("compare", "a", "b") == 2
     line = capsys.readouterr().err.strip()
     assert "unforeseen ZeroDivisionError at test_cli.py:" in line and "please report" in line

@@ -1,0 +1,116 @@
+"""Commands that need no fine-tuning: comparisons of what was scored, and what they read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from upstream.common import disk
+from upstream.common.errors import UserError, near_miss
+
+if TYPE_CHECKING:
+    from downstream.run.prepare import Prepared
+    from downstream.run.schedule import RunOptions
+
+
+def tasks(args: argparse.Namespace) -> list[Prepared]:
+    """The chosen tasks of the suite with their corpora read."""
+    from downstream import recipe
+    from downstream.run.prepare import prepare
+
+    suite, overrides = recipe.suite(args.suite), recipe.overrides(args.set)
+    chosen = args.downstream.split(",") if args.downstream is not None else list(suite)
+    for name in chosen:
+        if name not in suite:
+            raise UserError(f"unknown task {name!r} in suite {args.suite}{near_miss(name, suite)}")
+        if chosen.count(name) > 1:
+            raise UserError(f"--downstream names {name} twice")
+    recipes = [recipe.load(suite[name], overrides) for name in chosen]
+    return [prepare(task, args.results) for task in recipes]
+
+
+def settings(args: argparse.Namespace) -> RunOptions:
+    """Device, processes and budgets; a results folder that cannot be written is found out now."""
+    import torch
+
+    from downstream.run.schedule import RunOptions
+
+    device = args.device
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # torch has a kind of its own for each way to be no device
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--device {device!r}: cannot be used ({reason:.200})") from error
+    writable(args.results)
+    workers = cores = os.cpu_count() or 1
+    if device != "cpu":  # several share one GPU: while one decodes audio, another computes
+        gpus = max(1, torch.cuda.device_count())
+        workers = gpus * max(1, min(4, cores // gpus))
+    budgets = (args.cache_gb, args.batch_seconds or (32.0 if device == "cpu" else 600.0))
+    return RunOptions(args.results, args.workers or workers, device, *budgets, args.features)
+
+
+def writable(folder: Path) -> None:
+    """Raise UserError now if a folder cannot be written, not after hours."""
+    with disk.writing(folder), disk.whole(folder / "probe") as part:
+        part.touch()
+    (folder / "probe").unlink(missing_ok=True)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Upstreams task by task, paired: compare hubert_demo merged [finetuned ...]"""
+    from downstream.report import compare, results, several, table
+
+    known, names = results.load_results(args.results), [args.a, args.b, *args.more]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"compare: {name} is named twice")
+    notes = several.unlike(names, known)
+    if args.more:
+        print(several.render(names, several.several(names, known), notes, args.format))
+        return
+    pairs = compare.compare(args.a, args.b, known)
+    print(table.render(pairs._replace(notes=notes), args.format))
+
+
+def errors(args: argparse.Namespace) -> None:
+    """What A gets right and B wrong, with its audio: errors hubert_demo merged --downstream sid"""
+    from downstream.report.results import load_results
+    from downstream.report.wrong import compared, render
+
+    paths = {}
+    try:
+        prepared, *_ = tasks(args)
+        paths = {item.id: clip.path for item, clip in zip(prepared.items, prepared.clips)}
+    except UserError as error:  # results outlive their corpora
+        print(f"benchmark.py: no paths of audio: {error}", file=sys.stderr)
+    suite = Path(args.suite).name
+    known = load_results(args.results)
+    rows = compared(args.a, args.b, args.downstream, suite, known, paths)
+    print(render(args.a, args.b, rows, args.limit, args.format))
+
+
+def report(args: argparse.Namespace) -> None:
+    """All results as one HTML page, and figures for a paper: report --figures figures/"""
+    from downstream.report import page, results
+    from upstream.similarity import similarities
+
+    output = args.output or args.results / page.NAME
+    references = [args.reference] if args.reference else []
+    found = results.load_results(args.results), similarities(args.results)
+    for path in page.write(output, *found, references, args.suite, args.figures):
+        print(path)
+
+
+def matrix(args: argparse.Namespace) -> None:
+    """Ways of fine-tuning by tasks, their seeds together: matrix --suite demo"""
+    from downstream.report.matrix import matrix, render
+    from downstream.report.results import load_results
+
+    suite = Path(args.suite).name
+    print(render(matrix(load_results(args.results), suite, args.base), args.format))

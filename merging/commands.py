@@ -1,0 +1,274 @@
+"""Commands over upstreams, those included that are fine-tuned and merged here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from downstream.commands import settings, tasks, writable
+from upstream.common.errors import UserError, near_miss
+
+if TYPE_CHECKING:
+    from downstream.run.schedule import Request
+
+LISTS = {  # what `list` knows: where its registry is
+    "upstreams": "upstream.resolve:UPSTREAMS",
+    "tasks": "downstream.base:TASKS",
+    "suites": "",
+    "corpora": "downstream.corpora:CORPORA",
+    "heads": "downstream.base:HEADS",
+    "methods": "merging.methods:METHODS",
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score upstreams on the tasks of a suite: --upstream merged,fbank --suite demo"""
+    from downstream.recipe import suite_folder
+    from downstream.report import table
+    from downstream.report.groups import name
+    from downstream.report.results import load_results
+    from downstream.run import execute, schedule
+    from merging.requests import costs, requests
+
+    how, suite = settings(args), suite_folder(args.suite)
+    if args.from_scratch:
+        from merging.pretraining.pretrain import from_scratch
+
+        os.environ["HUBERT_DEMO"] = str(from_scratch(args.results))  # workers inherit it
+    prepared = tasks(args)
+    upstreams, reference = requests(args.upstream, suite, args.results, how)
+    work = schedule.survey(upstreams, prepared, args.seeds, how)
+    print(f"{work.kept} cells kept, {len(work.cells)} to compute")
+    failed = None
+    try:
+        execute.run(work, how)
+    except execute.Unfinished as error:  # what is finished is shown all the same
+        failed = error
+    results = load_results(args.results)
+    scored = {(identity.name, identity.fingerprint) for identity in work.identities}
+    revisions = {task.revision for task in prepared}
+    mine = [r for r in results if name(r) in scored and r.cell.revision in revisions]
+    # a merged upstream is also shown against the fine-tuned one that it came from
+    tuned = [each.name for each in work.identities if each.name.split(":")[0] == "finetuned"]
+    references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned])))
+    print(table.show(table.summary(mine, suite.name, references)))
+    print("".join(f"{line}\n" for line in costs(upstreams)), end="")
+    written = table.write(args.results, results, references)
+    try:
+        from downstream.report import page
+        from upstream.similarity import similarities
+
+        alike, prints = similarities(args.results), dict(scored)
+        exact = [f"{each}@{prints[each]}" if each in prints else each for each in references]
+        written += page.write(args.results / page.NAME, results, alike, exact)
+    except UserError as error:  # at the end of a long run no page is no failure
+        print(f"no page: {error}")
+    print(f"written: {', '.join(map(str, written))}", flush=True)
+    if failed:
+        print(*failed.lines, sep="\n", file=sys.stderr)
+        raise failed
+
+
+def plan(args: argparse.Namespace) -> None:
+    """What a run would keep, compute and cost; builds nothing: plan --upstream merged"""
+    from downstream.recipe import suite_folder
+    from downstream.run.estimate import describe
+    from merging.requests import requests, unbuilt
+
+    how, suite = settings(args), suite_folder(args.suite)
+    upstreams, _ = requests(args.upstream, suite, args.results)
+    waiting = {each.name: needs for each in upstreams if (needs := unbuilt(each))}
+    print(describe(upstreams, waiting, tasks(args), args.seeds, how))
+
+
+def similarity(args: argparse.Namespace) -> None:
+    """Hidden states and weights against the first upstream's: similarity hubert_demo merged"""
+    import merging  # noqa: F401 - registers what is built here
+    from upstream.resolve import require
+
+    specs = [args.reference, *args.others]
+    for spec in specs:
+        require(spec)
+    from downstream.recipe import suite_folder
+    from merging import similarity
+    from merging.requests import requests
+
+    how, suite = settings(args), suite_folder(args.suite)
+    with contextlib.redirect_stdout(sys.stderr):  # what is built on the way is no JSON
+        audio = similarity.draw(tasks(args), args.utterances, args.seed)
+        (first, *others), _ = requests(",".join(specs), suite, args.results, how)
+        found = similarity.compare(first, others, audio, how)
+    print(getattr(similarity, f"as_{args.format}")(found))
+
+
+def list_(args: argparse.Namespace) -> None:
+    """What there is, a line each: list upstreams"""
+    if args.what == "suites":
+        from downstream import recipe
+
+        rows = [(path.name, ", ".join(recipe.suite(path.name))) for path in recipe.suites()]
+    else:
+        import merging  # noqa: F401 - registers what is built here
+
+        module, _, attribute = LISTS[args.what].partition(":")
+        registry = getattr(importlib.import_module(module), attribute)
+        rows = [(name, registry.about(name)) for name in sorted(registry)]
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
+
+
+def named(args: argparse.Namespace) -> Request:
+    """The upstream that a command without a suite names."""
+    import merging  # noqa: F401 - registers what is built here
+    from upstream.resolve import require
+
+    require(args.upstream)  # a wrong name is told before seconds of imports
+    from downstream.recipe import suite_folder
+    from merging.requests import request
+
+    suite = getattr(args, "suite", "demo")
+    return request(args.upstream, suite_folder(suite), args.results)
+
+
+def describe(args: argparse.Namespace) -> None:
+    """An upstream's layers, size, fingerprint, licence, source: describe hubert_demo"""
+    upstream = named(args).load()
+    milliseconds = 1000 * upstream.stride / upstream.sample_rate
+    facts = {
+        "upstream": args.upstream,
+        "hidden states": f"{upstream.num_layers} of {upstream.dim} values",
+        "frame": f"every {upstream.stride} samples ({milliseconds:g} ms)",
+        "parameters": f"{sum(p.numel() for p in upstream.parameters()):,}",
+        "options": ", ".join(f"{key}={value}" for key, value in upstream.options.items()) or "none",
+        "fingerprint": upstream.fingerprint(),
+        "licence": upstream.licence or "not stated",
+        "source": upstream.source or "not stated",
+    }
+    print("\n".join(f"{key:<14} {value}" for key, value in facts.items()))
+    place = Path(upstream.source)
+    merged = (place.parent / "merge.json").is_file()  # a model.pt with its card beside it
+    card = (place.parent if merged else place) / "README.md"
+    if card.is_file():
+        print(f"\n{card.read_text(encoding='utf-8', errors='replace')}")
+
+
+def check(args: argparse.Namespace) -> int:
+    """The promises of an upstream, or a recipe: check --upstream mine.py:Mine"""
+    if args.recipe:
+        from downstream import recipe
+        from downstream.run.prepare import prepare
+
+        prepared = prepare(recipe.load(args.recipe), args.results)
+        for fold, split in prepared.splits.items():
+            print(fold or "corpus", {part: len(indices) for part, indices in split.items()})
+        return 0
+    from upstream.check import check as promises
+
+    rows = promises(named(args).load())
+    for row in rows:
+        print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
+    return 0 if all(row.kept for row in rows) else 1
+
+
+def predict(args: argparse.Namespace) -> None:
+    """What trained heads say of other audio: predict --upstream X --downstream asr my.wav"""
+    from upstream.audio import load  # a file that cannot be read is told before all else
+
+    for path in args.files:
+        load(path)
+    from downstream.recipe import suite_folder
+    from downstream.report.groups import results_of
+    from downstream.report.results import load_results
+    from downstream.run import heads
+
+    suite = suite_folder(args.suite).name
+    mine = [r for r in load_results(args.results) if r.cell.suite == suite]
+    mine = results_of(args.upstream, mine)
+    cells = [r for r in mine if r.cell.task == args.downstream]
+    if not cells:
+        known = {r.cell.task for r in mine}
+        raise UserError(
+            f"{args.upstream} has no results in task {args.downstream!r} of suite {suite!r}"
+            f"{near_miss(args.downstream, known)}"
+        )
+    newest = max(cells, key=lambda r: r.score.created).cell.revision
+    cells = [r for r in cells if r.cell.revision == newest]
+    upstream = named(args).load().eval()
+    if upstream.fingerprint() != cells[0].cell.fingerprint:
+        raise UserError(
+            f"{args.upstream} has other weights now ({upstream.fingerprint()}) than its heads were "
+            f"trained on ({cells[0].cell.fingerprint}); run the benchmark again"
+        )
+    kept = [head for cell in cells for head in heads.load(cell, upstream)]
+    for path in args.files:
+        print(f"{path}\t{heads.agreed(heads.predict(kept, upstream, path))}", flush=True)
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Stage 1, stable fine-tuning: finetune recipes/demo/finetune.yaml"""
+    from downstream.recipe import overrides
+    from merging.tuning import build_tuned
+    from merging.tuning.ranks import joined
+
+    changes = overrides(args.set)
+    writable(args.output or args.results)
+    with joined() as ranks:
+        print(build_tuned(args.recipe, args.results, args.output, ranks, changes))
+
+
+def merge(args: argparse.Namespace) -> None:
+    """Stage 2, merge weights and write them: merge recipes/demo/merged.yaml --output merged/"""
+    from downstream.recipe import overrides
+    from merging.merged import write
+    from merging.recipe import load_recipe, placed, recipe_of
+
+    parts, keys = (args.base, args.tuned), overrides(args.set)
+    if any(parts) == bool(args.recipe) or any(parts) != all(parts):
+        raise UserError("merge: give either a recipe, or both --base and --tuned")
+    writable(args.output if args.format == "hf" else args.output.parent)
+    if args.recipe:
+        method = {"method": args.method} if args.method else {}
+        recipe = load_recipe(args.recipe, placed({**keys, **method}))
+    else:
+        recipe = recipe_of(args.base, args.tuned, args.method, keys)
+    record = write(recipe, args.recipe or Path(), args.output, args.results, args.format)
+    print("\n".join(record.lines()))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write an upstream in another format: export merged --output out/"""
+    request = named(args)
+    from merging import requests
+
+    writable(args.output if args.format == "hf" else args.output.parent)
+    print(requests.export(request, args.format, args.output))
+
+
+def cache(args: argparse.Namespace) -> None:
+    """Features on disk, least recently used first; list or clear: cache clear hubert_demo"""
+    from datetime import datetime
+
+    from upstream.features.store import Store
+
+    store = Store(args.results / "cache")
+    entries = store.entries()
+    known = {name for entry in entries for name in (entry.name, entry.fingerprint)}
+    if args.upstream and args.upstream not in known:
+        raise UserError(f"cache: nothing of {args.upstream!r}{near_miss(args.upstream, known)}")
+    chosen = [e for e in entries if args.upstream in (None, e.name, e.fingerprint)]
+    for entry in chosen:
+        row = (
+            f"{entry.fingerprint}  {entry.kind:<8} {entry.clips:>7} utterances "
+            f"{entry.hours:>8.2f} h {entry.gigabytes:>8.3f} GB  "
+            f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}  {entry.name}"
+        )
+        if args.action == "clear":
+            cleared = store.remove(entry)
+            row += "  cleared" if cleared else "  kept: in use by another process"
+        print(row)
+    print(f"{sum(entry.gigabytes for entry in chosen):.3f} GB in {store.root}")
