@@ -46,7 +46,7 @@ COMMANDS = {  # what each does: an example
     "cache": "Features on disk, least recently used first; list or clear: cache clear hubert_demo",
 }
 REPORTS = ("compare", "errors", "matrix", "report")  # the others need what builds upstreams
-LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods")
+LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods", "published")
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,13 +99,20 @@ def parser() -> argparse.ArgumentParser:
         flag("--batch-seconds", type=_number(float, 1),
              help="audio per encoder batch (default: 32; on a GPU 600, or what fits)")  # fmt: skip
         flag("--reference", help="the upstream that differences are taken from")
+    for name in ("run", "matrix"):
+        commands[name].add_argument(
+            "--published", action="append", default=[], metavar="ROW",
+            help="add published numbers where tasks are SUPERB's own: hubert-base, wavlm-* "
+            "(list published)",
+        )  # fmt: skip
     flag = commands["run"].add_argument
     flag("--from-scratch", action="store_true",
          help="repeat hubert_demo's pre-training first (hours)")  # fmt: skip
     flag = commands["compare"].add_argument
-    flag("a")
-    flag("b")
-    flag("more", nargs="*", help="further upstreams: then letters say which cannot be told apart")
+    what = "an upstream, NAME@FINGERPRINT, a folder of results, or published:ROW (list published)"
+    flag("a", help=what)
+    flag("b", help=what)
+    flag("more", nargs="*", help="further ones: then letters say which cannot be told apart")
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
     flag = commands["errors"].add_argument
     flag("a")

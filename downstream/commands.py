@@ -64,18 +64,21 @@ def writable(folder: Path) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Upstreams task by task, paired: compare hubert_demo merged [finetuned ...]"""
-    from downstream.report import compare, results, several, table
+    from downstream.report import compare, published, results, several, table
 
     known, names = results.load_results(args.results), [args.a, args.b, *args.more]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"compare: {name} is named twice")
-    notes = several.unlike(names, known)
+        if Path(name).is_dir():  # results; of a folder of weights they are in --results
+            known += results.results_in(Path(name))
+    measured = [name for name in names if not name.startswith(published.PREFIX)]
+    notes = several.unlike(measured, known)
     if args.more:
         print(several.render(names, several.several(names, known), notes, args.format))
         return
-    pairs = compare.compare(args.a, args.b, known)
-    print(table.render(pairs._replace(notes=notes), args.format))
+    both = compare if len(measured) == 2 else published
+    print(table.render(both.compare(args.a, args.b, known)._replace(notes=notes), args.format))
 
 
 def errors(args: argparse.Namespace) -> None:
@@ -109,8 +112,11 @@ def report(args: argparse.Namespace) -> None:
 
 def matrix(args: argparse.Namespace) -> None:
     """Ways of fine-tuning by tasks, their seeds together: matrix --suite demo"""
-    from downstream.report.matrix import matrix, render
+    from downstream.report import published
+    from downstream.report.matrix import matrix
+    from downstream.report.matrix_view import render
     from downstream.report.results import load_results
 
     suite = Path(args.suite).name
-    print(render(matrix(load_results(args.results), suite, args.base), args.format))
+    numbers = published.chosen(args.published)
+    print(render(matrix(load_results(args.results), suite, args.base, numbers), args.format))

@@ -23,19 +23,21 @@ LISTS = {  # what `list` knows: where its registry is
     "corpora": "downstream.corpora:CORPORA",
     "heads": "downstream.base:HEADS",
     "methods": "merging.methods:METHODS",
+    "published": "",
 }
 
 
 def run(args: argparse.Namespace) -> None:
     """Score upstreams on the tasks of a suite: --upstream merged,fbank --suite demo"""
     from downstream.recipe import suite_folder
-    from downstream.report import table
+    from downstream.report import published, table
     from downstream.report.groups import name
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
     from merging.requests import costs, requests
 
     how, suite = settings(args), suite_folder(args.suite)
+    numbers = published.chosen(args.published)
     if args.from_scratch:
         from merging.pretraining.pretrain import from_scratch
 
@@ -56,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
     # a merged upstream is also shown against the fine-tuned one that it came from
     tuned = [each.name for each in work.identities if each.name.split(":")[0] == "finetuned"]
     references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned])))
-    print(table.show(table.summary(mine, suite.name, references)))
+    print(table.show(table.summary(mine, suite.name, references, numbers)))
     print("".join(f"{line}\n" for line in costs(upstreams)), end="")
-    written = table.write(args.results, results, references)
+    written = table.write(args.results, results, references, numbers)
     try:
         from downstream.report import page
         from upstream.similarity import similarities
@@ -112,6 +114,10 @@ def list_(args: argparse.Namespace) -> None:
         from downstream import recipe
 
         rows = [(path.name, ", ".join(recipe.suite(path.name))) for path in recipe.suites()]
+    elif args.what == "published":
+        from downstream.report import published
+
+        rows = [*published.about()]
     else:
         import merging  # noqa: F401 - registers what is built here
 

@@ -75,11 +75,44 @@ def compare(a: str, b: str, results: Sequence[Result]) -> Comparison:
     left, right = (grouped(side, version) for side in sides)
     called = labels([r for side in sides for r in side])
     rows, refused = differences(left, right, called)
-    alone = [
-        f"{called[v]}: only {a if v in left else b} has this version of it ({v.revision})"
-        for v in sorted(left.keys() ^ right.keys())
-    ]
-    return Comparison(a, b, rows, alone + refused)
+    return Comparison(a, b, rows, _alone(a, b, left, right, called) + refused)
+
+
+def _alone(a: str, b: str, left: Tasks, right: Tasks, called: Labels) -> list[str]:
+    """Versions of a task that one of them lacks; where both have another, what they differ in."""
+    lines = []
+    for v in sorted(left.keys() ^ right.keys()):
+        mine, others = (left, right) if v in left else (right, left)
+        like = [u for u in others if (u.suite, u.task) == (v.suite, v.task)]
+        if like and v in left and not any(u in left for u in like):
+            other = max(like, key=lambda u: others[u][0].score.created)  # the newest
+            why = unlike(left[v][0], right[other][0])
+            lines.append(f"{called[v]}: of {b} there is {called[other]}: {why}")
+        elif not like or any(u in mine for u in like):
+            lines.append(f"{called[v]}: only {a if v in left else b} has it ({v.revision})")
+    return lines
+
+
+def unlike(x: Result, y: Result) -> str:
+    """Why two results of a task are of different versions: keys of the recipe, or the data."""
+    mine, theirs = flat(x.score.recipe), flat(y.score.recipe)
+    keys = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+    if not keys:
+        if x.summary.test == y.summary.test:
+            return "the same recipe and test set, but other training or dev data"
+        return f"the same recipe on other data: {_first_difference(x, y)}"
+    shown = [f"{k} ({mine.get(k, 'absent')!s:.40}, {theirs.get(k, 'absent')!s:.40})" for k in keys]
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return f"the recipes differ in {', '.join(shown[:3])}{more}"
+
+
+def flat(recipe: Mapping[str, object], above: str = "") -> dict[str, object]:
+    """Keys as `--set` writes them: `{"train": {"steps": 5}}` -> `{"train.steps": 5}`."""
+    keys: dict[str, object] = {}
+    for key, value in recipe.items():
+        inner = flat(value, f"{above}{key}.") if isinstance(value, Mapping) and value else None
+        keys |= inner if inner is not None else {f"{above}{key}": value}
+    return keys
 
 
 def scores(group: Sequence[Result], called: Labels) -> list[Row]:

@@ -11,6 +11,7 @@ from upstream.common.errors import UserError, near_miss
 from upstream.resolve import canonical
 
 Key = TypeVar("Key")
+Item = TypeVar("Item")
 Name: TypeAlias = tuple[str, str]  # of an upstream: what it is called, its fingerprint
 Labels: TypeAlias = dict[tuple[str, ...], str]  # what a table calls a Name or a TaskVersion
 
@@ -33,9 +34,9 @@ def name(result: Result) -> Name:
     return result.cell.upstream, result.cell.fingerprint
 
 
-def grouped(results: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, list[Result]]:
+def grouped(results: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
     """The results that have a key in common, by key."""
-    groups: dict[Key, list[Result]] = defaultdict(list)
+    groups: dict[Key, list[Item]] = defaultdict(list)
     for result in results:
         groups[key(result)].append(result)
     return groups

@@ -1,13 +1,6 @@
 """What fine-tuning on one task does to all: a row is a way of making upstreams, its seeds together.
 
-An upstream is one draw of a way: another fine-tuning seed gives other weights. A row's difference
-from the pre-trained upstream is the mean over K fine-tuning seeds, each the mean over its head
-seeds, minus the mean over the base's H head seeds. Its variance has three parts. Clusters: each
-speaker (or fold) left out in turn from the whole difference. Fine-tuning seeds: the variance of the
-K means over K, less what the clusters alone would make them differ by (`statistics.interval` takes
-the K means as it takes heads). The base's heads, common to all rows: their variance over H. Degrees
-of freedom are Satterthwaite's. With one fine-tuning seed nothing is known of another one: there is
-an interval over speakers and head seeds, and no verdict.
+See `statistics.pooled` for how seeds come together.
 """
 
 from __future__ import annotations
@@ -16,12 +9,18 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import nan
 from statistics import mean
 from typing import NamedTuple
 
-import numpy as np
-
-from downstream.report.compare import SEEDS, SIGNIFICANT, Verdict, judged, reduction
+from downstream.report.compare import (
+    SEEDS,
+    Row,
+    Verdict,
+    judged,
+    overall,
+    reduction,
+)
 from downstream.report.groups import (
     Labels,
     Name,
@@ -32,24 +31,13 @@ from downstream.report.groups import (
     results_of,
     version,
 )
-from downstream.report.layout import as_csv, noted
 from downstream.report.lineage import Lineage, likely_base, lineages
-from downstream.report.results import Result, finite
-from downstream.report.statistics import (
-    Interval,
-    Sample,
-    Summary,
-    from_error,
-    holm,
-    interval,
-    paired,
-    stacked,
-)
-from downstream.report.table import HEARD, Format
+from downstream.report.published import HEARD_TOO, Published, beside, left_out
+from downstream.report.results import Result
+from downstream.report.statistics import holm, pooled, stacked
+from downstream.report.superb import METRIC, Tasks
 from downstream.tasks.metrics import of_result
 from upstream.common.errors import UserError, near_miss
-
-Heads = Sequence[Summary]  # of one upstream on one task, by head seed
 
 
 class Cell(NamedTuple):
@@ -73,6 +61,7 @@ class Line(NamedTuple):
     alpha: str
     seeds: int  # fine-tuning seeds
     cells: dict[str, Cell]  # by task
+    superb: dict[str, float]  # set of constants -> SUPERB score, of the suites that have all tasks
     gain: float  # mean over the tasks that were not seen
     worst: str  # the task, of these, that lost most, and by how many points
     layers: str  # how far the transformer's layers moved, from the least to the most
@@ -88,12 +77,21 @@ class Matrix(NamedTuple):
     base: str
     tasks: dict[str, str]  # task -> its metric with an arrow
     scores: dict[str, float]  # of the base
+    superb: dict[str, float]
     lines: list[Line]
     notes: list[str]
 
 
-def matrix(results: Sequence[Result], suite: str, base: str | None = None) -> Matrix:
-    """The cross-task matrix of a suite. Raises UserError for an unknown suite or base."""
+def matrix(
+    results: Sequence[Result],
+    suite: str,
+    base: str | None = None,
+    published: Sequence[Published] = (),
+) -> Matrix:
+    """The cross-task matrix of a suite, published rows last, on tasks that are SUPERB's own.
+
+    Raises UserError for an unknown suite or base.
+    """
     mine = [r for r in results if r.cell.suite == suite]
     if not mine:
         suites = {r.cell.suite for r in results}
@@ -132,9 +130,34 @@ def matrix(results: Sequence[Result], suite: str, base: str | None = None) -> Ma
         for members in rows.values()
     ]
     lines.sort(key=lambda line: (line.tuned_on, line.way, line.alpha))
-    return Matrix(
-        suite, called[name(next(iter(reference.values()))[0])], tasks, scores, lines, notes
-    )
+    numbers = grouped(beside(published, reference, called), lambda row: row.upstream)
+    lines += [_published(row, numbers[row.name]) for row in published if row.name in numbers]
+    notes += left_out(published, numbers)
+    shown_base = called[name(next(iter(reference.values()))[0])]
+    totals = _superb([reference], called)
+    return Matrix(suite, shown_base, tasks, scores, totals, lines, notes)
+
+
+def _published(row: Published, shown: Sequence[Row]) -> Line:
+    """A row of numbers alone."""
+    unknown = {"difference": nan, "low": nan, "high": nan, "p": nan, "gain": nan}
+    cells = {
+        each.task: Cell(score=each.score, verdict="", seen=HEARD_TOO in each.note, **unknown)
+        for each in reversed(shown)  # a task's first metric stays
+        if each.metric != METRIC
+    }
+    totals = {each.task: each.score for each in shown if each.metric == METRIC}
+    costs = {"seconds": nan, "peak_gb": nan, "stored_mb": nan}
+    way = row.name if not row.method else f"{row.method} ({row.name})"
+    where = row.tuned_on or "nothing"
+    return Line(where, way, "", 0, cells, totals, gain=nan, worst="", layers="", **costs)
+
+
+def _superb(members: Sequence[Tasks], called: Labels) -> dict[str, float]:
+    """Each SUPERB score that all members have, the mean over them."""
+    each = [{row.task: row.score for row in overall(tasks, called)} for tasks in members]
+    return {task: mean(scores[task] for scores in each) for task in each[0]
+            if all(task in scores for scores in each)}  # fmt: skip
 
 
 def _from_first(line: Lineage, made: Mapping[str, Lineage]) -> Lineage:
@@ -156,29 +179,6 @@ def _from_first(line: Lineage, made: Mapping[str, Lineage]) -> Lineage:
             layers=None,
         )
     return line
-
-
-def pooled(tuned: Sequence[Heads], base: Heads, metric: str) -> Interval:
-    """The mean of upstreams that differ in their fine-tuning seed, minus the base; see above.
-
-    Raises UserError, as `paired` does, if the test sets differ.
-    """
-    first, heads = tuned[0], min(len(tuned[0]), len(base))
-    if len(tuned) == 1:
-        return paired(first[:heads], base[:heads], metric)
-    for each in tuned:
-        paired(each[:1], base[:1], metric)  # refuses other test sets
-    ours = [stacked(each, metric) for each in tuned]
-    theirs = stacked(base, metric)
-    whole = np.array([each.whole.mean() for each in ours]) - theirs.whole.mean()
-    without = np.stack([each.without.mean(1) for each in ours], 1) - theirs.without.mean(1)[:, None]
-    found = interval(Sample(whole, without))
-    count = len(theirs.whole)
-    if found.reason or count < 2:
-        return found
-    own, common = found.standard_error**2, float(theirs.whole.var(ddof=1)) / count
-    freedom = own**2 / found.df + common**2 / (count - 1)
-    return from_error(found.value, math.sqrt(own + common), (own + common) ** 2 / freedom)
 
 
 def _line(
@@ -213,6 +213,7 @@ def _line(
         alpha="" if first.alpha is None else f"{first.alpha:g}",
         seeds=len(members),
         cells=cells,
+        superb=_superb([tasks for _, tasks in members], called),
         gain=mean(cell.gain for cell in unseen.values()) if unseen else math.nan,
         worst=f"{worst} {lost.difference:+.2f}" if lost else "none",
         layers=_span([line.layers for line in built if line.layers]),
@@ -256,55 +257,3 @@ def _span(shares: Sequence[tuple[float, float]]) -> str:
         return ""
     low, high = min(s[0] for s in shares), max(s[1] for s in shares)
     return f"{100 * low:.0f}-{100 * high:.0f} %"
-
-
-MARKS = {"better": "+", "worse": "-", "seen": HEARD, "withheld": "", "no difference shown": "="}
-
-
-def render(found: Matrix, form: Format = "text") -> str:
-    """For the terminal, a page, a program or a paper."""
-    if form == "json":
-        lines = [
-            {**line._asdict(), "cells": {t: c._asdict() for t, c in line.cells.items()}}
-            for line in found.lines
-        ]
-        return json.dumps(finite({**found._asdict(), "lines": lines}), indent=1)
-    if form == "csv":
-        head = ["tuned_on", "way", "alpha", "seeds", "task", *Cell._fields]
-        head += ["mean_gain", "worst", "layers", "seconds", "peak_gb", "stored_mb"]
-        rows = [
-            [*line[:4], task, *cell, line.gain, *line[6:]]
-            for line in found.lines
-            for task, cell in line.cells.items()
-        ]
-        return as_csv(head, rows)
-    columns = [f"{task} {metric}" for task, metric in found.tasks.items()]
-    table = [["tuned on", "strategy", "alpha", "seeds", *columns, "gain", "worst", "layers moved",
-              "cost"]]  # fmt: skip
-    base = [f"{found.scores[task]:.2f}" for task in found.tasks]
-    table.append(["nothing", found.base, "", "", *base, "", "", "", ""])
-    for line in found.lines:
-        cells = [_text(line.cells.get(task)) for task in found.tasks]
-        gain = "" if math.isnan(line.gain) else f"{line.gain:+.1f} %"
-        cost = f"{line.seconds:.0f} s, {line.peak_gb:.1f} GB, {line.stored_mb:.1f} MB"
-        facts = [line.tuned_on, line.way, line.alpha, str(line.seeds)]
-        table.append([*facts, *cells, gain, line.worst, line.layers, cost])
-    notes = [
-        f"in brackets: minus {found.base}, with 95 % intervals over speakers (or folds), "
-        f"fine-tuning and head seeds; + better, - worse, = no difference shown (p < {SIGNIFICANT}, "
-        f"Holm over the tasks of a row); no mark: fewer than {SEEDS} fine-tuning seeds, no verdict",
-        f"gain: mean relative reduction of errors over the tasks without {HEARD}; {HEARD}: "
-        "fine-tuning had labels of this test audio; worst: what lost most, in points",
-        *found.notes,
-    ]
-    return noted(table, notes, form, 200)
-
-
-def _text(cell: Cell | None) -> str:
-    """`60.05 (+1.47 ±0.60 -)`"""
-    if cell is None:
-        return "-"
-    half = "±?" if math.isnan(cell.low) else f"±{cell.difference - cell.low:.2f}"
-    mark = f" {MARKS[cell.verdict]}" if MARKS.get(cell.verdict) else ""
-    heard = HEARD if cell.seen and HEARD not in mark else ""
-    return f"{cell.score:.2f} ({cell.difference:+.2f} {half}{mark}){heard}"

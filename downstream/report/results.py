@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib import metadata
@@ -151,6 +151,19 @@ def load_results(root: Path) -> list[Result]:
     Raises UserError naming the file if a score.json cannot be understood.
     """
     return [read_cell(path) for path in sorted(root.glob("*@*/*/*@*/seed*/score.json"))]
+
+
+def results_in(folder: Path) -> list[Result]:
+    """What a results folder, or one upstream's folder in it, holds of a single upstream.
+
+    It is called like the folder, so that the same name may stand for other results elsewhere.
+    None if the folder has no results; UserError if they are of several upstreams.
+    """
+    cells = sorted(folder.glob("*/*@*/seed*/score.json"))
+    results = [read_cell(path) for path in cells] or load_results(folder)
+    if len(found := sorted({str(r.folder.parents[2]) for r in results})) > 1:
+        raise UserError(f"{folder} has results of several upstreams; say {' or '.join(found)}")
+    return [replace(r, cell=replace(r.cell, upstream=str(folder))) for r in results]
 
 
 def read_cell(path: Path) -> Result:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from downstream.report import published
 from downstream.report.compare import SIGNIFICANT, Row, compare
 from downstream.report.groups import results_of
 from downstream.report.layout import as_csv, noted
@@ -43,7 +44,11 @@ def several(
     by_task: dict[str, list[tuple[int, int, Row]]] = defaultdict(list)
     skipped: list[str] = []
     for i, j in combinations(range(len(names)), 2):
-        pair = compare(names[i], names[j], results)
+        numbers = [name.startswith(published.PREFIX) for name in (names[i], names[j])]
+        if all(numbers):
+            continue
+        both = published.compare if any(numbers) else compare
+        pair = both(names[i], names[j], results)
         skipped += [f"{names[i]}, {names[j]}: {line}" for line in pair.skipped]
         for row in pair.rows:
             by_task[heading(row)].append((i, j, row))
@@ -59,11 +64,12 @@ def several(
         known = {(i, j) for (i, j, _), p in zip(pairs, adjusted) if not math.isnan(p)}
         sign = -1 if pairs[0][2].better == "higher" else 1
         order = sorted(facts, key=lambda i: (sign * facts[i][0], i))
-        whole = known == set(combinations(sorted(facts), 2))
-        letters = letters_of(order, apart) if whole else dict.fromkeys(order, "")
+        tested = [i for i in order if not names[i].startswith(published.PREFIX)]
+        whole = known == set(combinations(sorted(tested), 2))
+        letters = letters_of(tested, apart) if whole else {}
         for i in order:
             score, row = facts[i]
-            facts_of = (score, letters[i], row.clusters, row.utterances)
+            facts_of = (score, letters.get(i, ""), row.clusters, row.utterances)
             places.append(Place(task, names[i], *facts_of))
     return places, rows, skipped
 
@@ -107,7 +113,7 @@ def render(
     said = [
         "no shared letter: a difference is shown (p < "
         f"{SIGNIFICANT}, Holm over all pairs of a task); a shared letter: none is; no letter: a "
-        "pair has no p",
+        "pair has no p, or the number is a published one",
         *(
             f"{task}: {p.utterances} utterances, {p.speakers} speakers or folds"
             for task, p in {place.task: place for place in places}.items()

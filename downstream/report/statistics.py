@@ -174,6 +174,38 @@ def from_error(value: float, error: float, df: float) -> Interval:
     return Interval(value, value - half, value + half, p, error, df)
 
 
+def pooled(tuned: Sequence[Sequence[Summary]], base: Sequence[Summary], metric: str) -> Interval:
+    """The mean of upstreams that differ in their fine-tuning seed, minus the base.
+
+    An upstream is one draw of a way of making it: another fine-tuning seed gives other weights. The
+    difference is the mean over K fine-tuning seeds, each the mean over its head seeds, minus the
+    mean over the base's H head seeds. Its variance has three parts. Clusters: each speaker (or
+    fold) left out in turn from the whole difference. Fine-tuning seeds: the variance of the K means
+    over K, less what the clusters alone would make them differ by (`interval` takes the K means as
+    it takes heads). The base's heads, common to all rows: their variance over H. Degrees of freedom
+    are Satterthwaite's. With one fine-tuning seed nothing is known of another one: the interval is
+    over speakers and head seeds.
+
+    Raises UserError, as `paired` does, if the test sets differ.
+    """
+    first, heads = tuned[0], min(len(tuned[0]), len(base))
+    if len(tuned) == 1:
+        return paired(first[:heads], base[:heads], metric)
+    for each in tuned:
+        paired(each[:1], base[:1], metric)  # refuses other test sets
+    ours = [stacked(each, metric) for each in tuned]
+    theirs = stacked(base, metric)
+    whole = np.array([each.whole.mean() for each in ours]) - theirs.whole.mean()
+    without = np.stack([each.without.mean(1) for each in ours], 1) - theirs.without.mean(1)[:, None]
+    found = interval(Sample(whole, without))
+    count = len(theirs.whole)
+    if found.reason or count < 2:
+        return found
+    own, common = found.standard_error**2, float(theirs.whole.var(ddof=1)) / count
+    freedom = own**2 / found.df + common**2 / (count - 1)
+    return from_error(found.value, math.sqrt(own + common), (own + common) ** 2 / freedom)
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """p-values adjusted for being one of several (Holm 1979), in the given order; NaN stays NaN."""
     adjusted = [math.nan] * len(ps)

@@ -12,7 +12,9 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from downstream.report.groups import TaskVersion
 from downstream.report.results import Result
@@ -39,12 +41,19 @@ NAMES = {  # other names are the same
 }  # fmt: skip
 
 
+Value = TypeVar("Value", float, np.ndarray)
+
+
 class Constant(NamedTuple):
     """One metric of one task in one set."""
 
     metric: str  # in METRICS of the tasks
     fbank: float
     best: float
+
+    def way(self, value: Value) -> Value:
+        """How far from FBANK (0) to the best (1000) a score is."""
+        return 1000 * (value - self.fbank) / (self.best - self.fbank)
 
 
 Tasks = Mapping[TaskVersion, Sequence[Result]]  # of one upstream, the seeds of a task together
@@ -63,13 +72,18 @@ def sets() -> dict[str, dict[str, list[Constant]]]:
     return found
 
 
+def task_of(result: Result) -> str | None:
+    """SUPERB's name of the task, if this is one of its ten on its own data."""
+    task = str(result.score.recipe.get("task", ""))
+    corpus = result.score.recipe.get("corpus") or {}
+    return task if CORPORA.get(task, "") == corpus.get("name") else None
+
+
 def complete(tasks: Tasks) -> dict[str, dict[str, TaskVersion]]:
     """Of one suite: the sets all of whose tasks are there, each in one version on SUPERB's data."""
     versions: dict[str, list[TaskVersion]] = defaultdict(list)
     for version, (first, *_) in tasks.items():
-        recipe = first.score.recipe
-        task, corpus = recipe.get("task", ""), recipe.get("corpus", {})
-        if CORPORA.get(task, "") == corpus.get("name"):
+        if task := task_of(first):
             versions[task].append(version)
     single = {task: each[0] for task, each in versions.items() if len(each) == 1}
     return {
@@ -107,8 +121,5 @@ def score(name: str, a: Heads, b: Heads | None = None) -> Interval:
 def _gain(constants: Sequence[Constant], heads: Sequence[Summary]) -> Sample:
     """The mean over a task's metrics of the way from FBANK (0) to the best (1000)."""
     samples = [stacked(heads, c.metric) for c in constants]
-    ways = [
-        Sample(*(1000 * (values - c.fbank) / (c.best - c.fbank) for values in sample))
-        for c, sample in zip(constants, samples)
-    ]
+    ways = [Sample(*map(c.way, sample)) for c, sample in zip(constants, samples)]
     return Sample(*(sum(parts) / len(ways) for parts in zip(*ways)))

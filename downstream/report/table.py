@@ -13,6 +13,7 @@ from downstream.report import superb
 from downstream.report.compare import SIGNIFICANT, Comparison, Row, differences, overall, scores
 from downstream.report.groups import grouped, labels, name, results_of, version
 from downstream.report.layout import TextTable, as_csv, markdown, noted, text, wrapped
+from downstream.report.published import NOTE, Published, beside, left_out
 from downstream.report.results import Result, finite
 from downstream.tasks.metrics import of_result
 from upstream.common import disk
@@ -31,11 +32,17 @@ class Table(NamedTuple):
     skipped: list[str]
 
 
-def summary(results: Sequence[Result], suite: str, references: Sequence[str] = ()) -> Table:
+def summary(
+    results: Sequence[Result],
+    suite: str,
+    references: Sequence[str] = (),
+    published: Sequence[Published] = (),
+) -> Table:
     """The table of a suite, the upstreams in the order of `references` and then of their names.
 
     A reference is a name or name@fingerprint; what is paired with an earlier one is not paired
-    again. Raises UserError for an unknown suite or name.
+    again. `published` rows come last, on tasks that are SUPERB's own. Raises UserError for an
+    unknown suite or name.
     """
     mine = [r for r in results if r.cell.suite == suite]
     if not mine:
@@ -50,6 +57,9 @@ def summary(results: Sequence[Result], suite: str, references: Sequence[str] = (
         for _, group in sorted(groups[n].items()):
             table.rows.extend(scores(group, called))
         table.rows.extend(overall(groups[n], called))
+    extra = beside(published, grouped(mine, version), called)
+    table.rows.extend(extra)
+    table.skipped.extend(left_out(published, {row.upstream for row in extra}))
     for i, reference in enumerate(dict.fromkeys(chosen)):
         for other in order[i + 1 :]:
             rows, refused = differences(groups[other], groups[reference], called)
@@ -66,7 +76,12 @@ def show(table: Table) -> str:
     return "\n\n".join([*blocks, wrapped(remarks(table))])
 
 
-def write(root: Path, results: Sequence[Result], references: Sequence[str] = ()) -> list[Path]:
+def write(
+    root: Path,
+    results: Sequence[Result],
+    references: Sequence[str] = (),
+    published: Sequence[Published] = (),
+) -> list[Path]:
     """Write `table.csv` (a line per Row) and `table.md`, every suite in both.
 
     Where a suite has no results of a reference, its differences are left out and a note says so:
@@ -82,7 +97,7 @@ def write(root: Path, results: Sequence[Result], references: Sequence[str] = ())
                 known.append(reference)
             except UserError as error:
                 unknown.append(f"no differences: {error}")
-        table = summary(mine, suite, known)
+        table = summary(mine, suite, known, published)
         rows += table.rows
         blocks = [
             f"{title}\n{markdown(body)}" for title, body in _blocks(table.rows, len(table.rows))
@@ -160,9 +175,11 @@ def p_text(p: float) -> str:
 def remarks(table: Table | Comparison) -> list[str]:
     """What a reader must know to read the numbers, one line each."""
     rows = table.rows
-    sample = "only (one head seed)" if {row.seeds for row in rows} == {1} else "and head seeds"
-    notes = [f"intervals: 95 %, t over speakers (or folds) {sample}"]
-    if any(row.reference for row in rows):
+    paired = [row for row in rows if row.reference and not row.note.startswith(NOTE)]
+    seeds = {row.seeds for row in rows} - {0}
+    sample = "only (one head seed)" if seeds == {1} else "and head seeds"
+    notes = [f"intervals: 95 %, t over speakers (or folds) {sample}"] if seeds else []
+    if paired:
         notes += [
             "differences: paired by utterance; p: Holm-adjusted for the tasks of the two upstreams",
             f"better, worse: p < {SIGNIFICANT}; intervals are not adjusted, one may leave out 0 at "
@@ -174,7 +191,9 @@ def remarks(table: Table | Comparison) -> list[str]:
             "(results/published/constants.csv); its p is not adjusted"
         )
     for task in sorted({row.task for row in rows}):
-        mine = [row for row in rows if row.task == task]
+        mine = [row for row in rows if row.task == task and row.seeds]
+        if not mine:
+            continue
         counts = [
             f"{_span([row.utterances for row in mine])} utterances",
             f"{_span([row.clusters for row in mine])} {mine[0].unit}",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import benchmark
 from downstream.base import Trial
 from downstream.report import several
+from downstream.report.compare import compare
 from downstream.report.results import load_results
 from downstream.report.statistics import holm
 from downstream.report.wrong import compared
@@ -115,3 +116,44 @@ def test_trials_have_no_errors(root: Path) -> None:
         r.__dict__["predictions"] = [Trial("a-b", "s1 + s2", "a", "b", 0.1, 1)]
     with pytest.raises(UserError, match="scores trials"):
         compared("base", "good", "er", "demo", results, {})
+
+
+def test_folders_of_results_are_sides(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = root / "elsewhere"
+    for seed in range(3):
+        put(elsewhere, "base", "asr", seed, 0.10)  # the same name, with other scores
+    words = ["--results", str(root), "--format", "json"]
+    for side in (elsewhere, elsewhere / "base@b00000000000"):
+        assert benchmark.main(["compare", "base", str(side), *words]) == 0
+        (row,) = [r for r in json.loads(capsys.readouterr().out)["rows"] if r["task"] == "asr"]
+        assert row["verdict"] == "worse" and row["reference"] == str(side)
+    assert benchmark.main(["compare", "base", str(root), *words]) == 2
+    err = capsys.readouterr().err
+    assert "several upstreams" in err and f"{root}/good@g00000000000" in err
+    assert benchmark.main(["compare", "base", str(root / "nothing"), *words]) == 2
+    assert "no results for upstream" in capsys.readouterr().err
+    (elsewhere / "base@b00000000000" / "demo" / "asr@abababababab" / "seed0" / "score.json"
+     ).write_text("{")  # fmt: skip
+    assert benchmark.main(["compare", "base", str(elsewhere), *words]) == 2
+    assert "score.json cannot be read" in capsys.readouterr().err
+
+
+def test_what_makes_two_versions_of_a_task(root: Path) -> None:
+    put(root, "other", "asr", 0, 0.3, revision="cd" * 6)
+    for r in load_results(root):
+        if r.cell.upstream == "other":
+            path = r.folder / "score.json"
+            content = json.loads(path.read_text())
+            content["result"]["recipe"] = {"train": {"steps": 500}, "task": "asr"}
+            path.write_text(json.dumps(content))
+    lines = compare("base", "other", load_results(root)).skipped
+    told = [line for line in lines if "asr@cdcdcd" in line]
+    assert len(told) == 1 and "train.steps (absent, 500)" in told[0]
+
+
+def test_the_same_recipe_on_other_data(root: Path) -> None:
+    put(root, "other", "asr", 0, 0.3, revision="cd" * 6)
+    assert any(
+        "the same recipe and test set, but other training or dev data" in line
+        for line in compare("base", "other", load_results(root)).skipped
+    )
