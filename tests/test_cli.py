@@ -297,6 +297,7 @@ def test_list(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     expected = {
         "upstreams": "hubert_base", "tasks": "asr", "suites": "demo", "corpora": "librispeech",
         "heads": "frame_ctc", "methods": "linear",
+        "published": "published:hubert-base/asr-ted-lium3/speech-ft ",
     }  # fmt: skip
     assert expected[what] in capsys.readouterr().out
 

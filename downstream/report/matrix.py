@@ -115,7 +115,9 @@ def matrix(
         elif line.base != print_of:
             notes.append(f"{called[each]}: grew from another upstream ({line.base})")
         else:
-            rows[line.row].setdefault(line.seeds, each)
+            first = rows[line.row].setdefault(line.seeds, each)
+            if first != each:  # two names of the same weights, or weights made twice
+                notes.append(f"{called[each]}: made as {called[first]} was; not counted again")
     tasks = {called[v]: _metric(group[0]) for v, group in sorted(reference.items())}
     scores = {
         called[v]: mean(r.summary.samples[r.score.metric].whole[0] for r in group)

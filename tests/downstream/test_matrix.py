@@ -190,3 +190,24 @@ def test_without_a_base_one_is_asked_for(tmp_path: Path) -> None:
     results = load_results(tmp_path)
     with pytest.raises(UserError, match="give --base"):
         matrix(results, results[0].cell.suite)
+
+
+def test_two_names_of_the_same_weights_count_once(root: Path) -> None:
+    before = lines(root)["regular"]
+    for task in ("er", "sid"):
+        for head in range(3):
+            put(root, "alias", task, head, 0.45, fingerprint="wor1regular")
+    sourced(root, "alias", str(root / "upstreams" / "worse@1regular"))
+    results = load_results(root)
+    found = matrix(results, results[0].cell.suite)
+    assert {line.way: line.seeds for line in found.lines}["regular"] == before.seeds == 3
+    assert any("made as alias was; not counted again" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("spoil", ["", "{}", "[]", '{"recipe": 3}', "\0" * 40])
+def test_spoilt_records_leave_their_row_out_and_say_so(root: Path, spoil: str) -> None:
+    (root / "upstreams" / "better@0stable" / "finetune.json").write_text(spoil)
+    results = load_results(root)
+    found = matrix(results, results[0].cell.suite)
+    assert [line.way for line in found.lines] == ["regular"]
+    assert any("better:seed=0: no record of how it was made" in note for note in found.notes)
