@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -65,8 +66,13 @@ def _lineage(source: Path, root: Path) -> Lineage | None:
     """
     run = source.parent
     if "@" in run.name and (whole := _lineage(run, root)):
-        strategy = f"{whole.strategy}/{source.name}"
-        return whole._replace(strategy=strategy, tuned=(str(source),), layers=None)
+        strategy, layers = f"{whole.strategy}/{source.name}", None
+        for folder in (run, root / "upstreams" / run.name):
+            with contextlib.suppress(*SPOILT):
+                layers = layers or _layers(
+                    _read(folder / "finetune.json")["collected"][source.name]
+                )
+        return whole._replace(strategy=strategy, tuned=(str(source),), layers=layers)
     for folder in (source, root / "upstreams" / source.name):
         try:
             if (folder / "merge.json").is_file():
@@ -126,12 +132,12 @@ def _merged(record: dict[str, Any], root: Path) -> Lineage:
         strategy=" and ".join(dict.fromkeys(part.strategy for part in known)),
         recipe=" ".join(part.recipe for part in known),
         seeds=tuple(seed for part in known for seed in part.seeds),
-        layers=_moved(record, known),
+        layers=_layers(record.get("moved", {})) or _moved(record, known),
     )
 
 
 def _moved(record: dict[str, Any], parts: list[Lineage]) -> tuple[float, float] | None:
-    """A linear merge of one: alpha times what fine-tuning moved; of others it is not recorded."""
+    """Of an older merge, which does not say: if linear and of one, alpha times what that moved."""
     alpha, single = record["params"].get("alpha"), parts[0].layers if len(parts) == 1 else None
     plain = record["method"] == "linear" and not record["recipe"].get("only")
     if single is None or not plain or not isinstance(alpha, (int, float)):

@@ -99,6 +99,7 @@ def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
         "best_dev": loop.best,
         "history": loop.history,
         "moved": moved,
+        "collected": {each.name: movement(loop.base, each.weights) for each in loop.collected},
         "learned_parameters": loop.size(),
         "processes": ranks.world,
         **cost(loop.seconds, loop.peak, loop.weights),

@@ -39,6 +39,7 @@ class Report:
         """For merge.json."""
         return {
             "effective_alpha": self.effective.result(),
+            "moved": self.effective.moved(),
             "pos_conv_difference": self.pos_conv,
             "tensors": self.tensors,
             "slerp_fallbacks": self.slerp_fallbacks,
@@ -98,6 +99,9 @@ def merge_tensors(
         read = [_read(base, tuned, member) for member in group]
         if not rule.moves(name, read[0][0]):
             merged = [tensors[0] for tensors in read]
+            for member, same in zip(group, merged):
+                if same.is_floating_point():
+                    report.effective.keep(rule.places[member].module, same)
         elif name in pairs:
             merged = _weight_normed(group, read, rule, report)
         else:

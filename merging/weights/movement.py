@@ -34,6 +34,8 @@ def movement(
 class EffectiveAlpha:
     """Per module: how far a merge went along the mean task vector, <m - b, t - b> / |t - b|^2.
 
+    And how far in all, as `movement` has it.
+
     Tensors pass one by one. Products are float32 within a chunk and float64 from chunk to chunk,
     which is right to about 1e-6 and costs one pass through the cache.
     """
@@ -41,20 +43,36 @@ class EffectiveAlpha:
     def __init__(self) -> None:
         self.along: dict[str, float] = defaultdict(float)
         self.length: dict[str, float] = defaultdict(float)
+        self.change: dict[str, float] = defaultdict(float)
+        self.size: dict[str, float] = defaultdict(float)
 
     def add(self, module: str, base: Tensor, tuned: Sequence[Tensor], merged: Tensor) -> None:
         """Count one tensor of a module: base, tuned and merged of one shape, float32."""
         flat = [tensor.reshape(-1) for tensor in (base, merged, *tuned)]
-        along = length = 0.0
+        along = length = change = 0.0
         for start in range(0, base.numel(), CHUNK):
             origin, result, *models = (tensor[start : start + CHUNK] for tensor in flat)
             vectors = (model - origin for model in models)
             vector = reduce(torch.add, vectors).div_(len(models))
             # no torch.dot: it starts threads for any size, which wait for each other when busy
-            along += float((result - origin).mul_(vector).sum())
+            step = result - origin
+            change += float(step.square().sum())
+            along += float(step.mul_(vector).sum())
             length += float(vector.square_().sum())
         self.along[module] += along
         self.length[module] += length
+        self.change[module] += change
+        self.keep(module, base)
+
+    def keep(self, module: str, base: Tensor) -> None:
+        """Count one tensor of a module that stays as it is."""
+        chunks = base.reshape(-1).split(CHUNK)
+        self.size[module] += sum(float(chunk.square().sum()) for chunk in chunks)
+
+    def moved(self) -> dict[str, float]:
+        """|merged - base| / |base|, of what was counted."""
+        share = {m: (self.change[m] / v) ** 0.5 if v else 0.0 for m, v in self.size.items()}
+        return {module: share[module] for module in sorted(share, key=_way)}
 
     def result(self) -> dict[str, float]:
         """NaN where fine-tuning changed nothing (the frozen CNN)."""

@@ -211,3 +211,22 @@ def test_spoilt_records_leave_their_row_out_and_say_so(root: Path, spoil: str) -
     found = matrix(results, results[0].cell.suite)
     assert [line.way for line in found.lines] == ["regular"]
     assert any("better:seed=0: no record of how it was made" in note for note in found.notes)
+
+
+def test_how_far_layers_moved_is_read_from_the_record(root: Path) -> None:
+    path = root / "upstreams" / "better@0stable" / "finetune.json"
+    record = json.loads(path.read_text()) | {"collected": {"ema-0.9": {"layer 1": 0.02}}}
+    path.write_text(json.dumps(record))
+    sourced(root, "better:seed=0", str(path.parent / "ema-0.9"))
+    merge = {
+        "base_fingerprint": BASE, "tuned": [str(path.parent)], "method": "ties", "recipe": {},
+        "fingerprints": {"tuned": ["better0"]}, "params": {"alpha": 0.5, "density": 0.2},
+        "moved": {"layer 1": 0.04, "layer 2": 0.05, "pos_conv": 0.9},
+    }  # fmt: skip
+    disk.write(root / "upstreams" / "ties@1" / "merge.json", json.dumps(merge))
+    for head in range(3):
+        put(root, "ties", "er", head, 0.2, fingerprint="ties00000000")
+    sourced(root, "ties", str(root / "upstreams" / "ties@1"))
+    found = lines(root)
+    assert found["stable/ema-0.9"].layers == "2-2 %"
+    assert found["stable, ties"].layers == "4-5 %"

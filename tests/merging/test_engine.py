@@ -18,8 +18,8 @@ import merging
 from merging.methods import ELEMENTWISE, METHODS
 from merging.weights import compatibility as matching
 from merging.weights.engine import Report, ahead, merge, merge_tensors
-from merging.weights.movement import EffectiveAlpha, Weights
-from merging.weights.rule import PIECE, MergeOptions
+from merging.weights.movement import EffectiveAlpha, Weights, movement
+from merging.weights.rule import PIECE, MergeOptions, places_of
 from tests import tiny
 from upstream.checkpoints.tensor_names import module_of, to_fairseq
 from upstream.common.errors import UserError
@@ -183,14 +183,21 @@ def test_several_models_by_mean_sum_and_sequence() -> None:
 
 def test_only_and_filters_reach_their_tensors(hubert: State) -> None:
     tuned = near(hubert, 0)
+    places = places_of(hubert)
+
+    def module(name: str) -> str:
+        return places[name].module
+
     report = Report()
     merged = merge(hubert, [tuned], only=["attention"], report=report, alpha=0.5)
     moved = {name for name in hubert if not torch.equal(merged[name], hubert[name])}
     assert moved == {name for name in hubert if "self_attn." in name}
     assert set(report.effective.result()) == {"layer 1", "layer 2", "layer 3"}
+    assert report.effective.moved() == pytest.approx(movement(hubert, merged, module), rel=1e-5)
     report = Report()
     alpha = {"cnn": 0, "layer 2": [0.75][0], "pos_conv": 1, "default": 0.25}
-    merge(hubert, [tuned], alpha=alpha, report=report)
+    merged = merge(hubert, [tuned], alpha=alpha, report=report)
+    assert report.effective.moved() == pytest.approx(movement(hubert, merged, module), rel=1e-5)
     found = report.effective.result()
     expected = {"cnn": 0, "pos_conv": 1, "layer 1": 0.25, "layer 2": 0.75, "layer 3": 0.25}
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
