@@ -64,7 +64,7 @@ def writable(folder: Path) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Upstreams task by task, paired: compare hubert_demo merged [finetuned ...]"""
-    from downstream.report import compare, published, results, several, table
+    from downstream.report import compare, published, results, several, table, unlike
 
     known, names = results.load_results(args.results), [args.a, args.b, *args.more]
     for name in names:
@@ -73,7 +73,7 @@ def compare(args: argparse.Namespace) -> None:
         if Path(name).is_dir():  # results; of a folder of weights they are in --results
             known += results.results_in(Path(name))
     measured = [name for name in names if not name.startswith(published.PREFIX)]
-    notes = several.unlike(measured, known)
+    notes = unlike.circumstances(measured, known)
     if args.more:
         print(several.render(names, several.several(names, known), notes, args.format))
         return

@@ -9,10 +9,10 @@ from statistics import median
 from typing import Literal, NamedTuple
 
 from downstream.base import Direction
-from downstream.report import superb
+from downstream.report import superb, unlike
 from downstream.report.groups import Labels, TaskVersion, grouped, labels, name, results_of, version
 from downstream.report.results import Result
-from downstream.report.statistics import PREDICTED, Interval, holm, interval, paired, stacked
+from downstream.report.statistics import Interval, holm, interval, paired, stacked
 from downstream.report.superb import Tasks
 from downstream.tasks.metrics import of_result, parted
 from upstream.common.errors import UserError
@@ -86,33 +86,11 @@ def _alone(a: str, b: str, left: Tasks, right: Tasks, called: Labels) -> list[st
         like = [u for u in others if (u.suite, u.task) == (v.suite, v.task)]
         if like and v in left and not any(u in left for u in like):
             other = max(like, key=lambda u: others[u][0].score.created)  # the newest
-            why = unlike(left[v][0], right[other][0])
+            why = unlike.versions(left[v][0], right[other][0])
             lines.append(f"{called[v]}: of {b} there is {called[other]}: {why}")
         elif not like or any(u in mine for u in like):
             lines.append(f"{called[v]}: only {a if v in left else b} has it ({v.revision})")
     return lines
-
-
-def unlike(x: Result, y: Result) -> str:
-    """Why two results of a task are of different versions: keys of the recipe, or the data."""
-    mine, theirs = flat(x.score.recipe), flat(y.score.recipe)
-    keys = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
-    if not keys:
-        if x.summary.test == y.summary.test:
-            return "the same recipe and test set, but other training or dev data"
-        return f"the same recipe on other data: {_first_difference(x, y)}"
-    shown = [f"{k} ({mine.get(k, 'absent')!s:.40}, {theirs.get(k, 'absent')!s:.40})" for k in keys]
-    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return f"the recipes differ in {', '.join(shown[:3])}{more}"
-
-
-def flat(recipe: Mapping[str, object], above: str = "") -> dict[str, object]:
-    """Keys as `--set` writes them: `{"train": {"steps": 5}}` -> `{"train.steps": 5}`."""
-    keys: dict[str, object] = {}
-    for key, value in recipe.items():
-        inner = flat(value, f"{above}{key}.") if isinstance(value, Mapping) and value else None
-        keys |= inner if inner is not None else {f"{above}{key}": value}
-    return keys
 
 
 def scores(group: Sequence[Result], called: Labels) -> list[Row]:
@@ -248,7 +226,7 @@ def _minus(a: Sequence[Result], b: Sequence[Result], called: Labels) -> list[Row
         raise UserError("no head seed in common")
     x, y = ([r.summary for r in side] for side in (a, b))
     if x[0].test != y[0].test:
-        raise UserError(_first_difference(a[0], b[0]))
+        raise UserError(unlike.test_sets(a[0], b[0]))
     few = _few(len(a)) if a[0].score.lr else ""  # untrained, there is no other seed to know of
     return [
         _against(row, other, paired(x, y, row.metric), few)
@@ -302,17 +280,3 @@ def reduction(better: Direction, before: float, difference: float) -> float:
         if errors > 0
         else math.nan
     )
-
-
-def _first_difference(a: Result, b: Result) -> str:
-    """Where two test sets part."""
-    x, y = ({(r.id, r.metric): r._asdict() for r in side.predictions} for side in (a, b))
-    if lone := sorted(x.keys() ^ y.keys()):
-        return f"{len(lone)} utterances that only one was tested on (such as {lone[0][0]})"
-    differ = [
-        f"the {field} of {key[0]}"
-        for key, fields in x.items()
-        for field in fields.keys() - PREDICTED
-        if fields[field] != y[key][field]
-    ]
-    return f"the test sets disagree on {len(differ)} facts (such as {differ[0]})"

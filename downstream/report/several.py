@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from downstream.report import published
 from downstream.report.compare import SIGNIFICANT, Row, compare
-from downstream.report.groups import results_of
 from downstream.report.layout import as_csv, noted
 from downstream.report.results import Result, finite
 from downstream.report.statistics import holm
@@ -122,21 +121,3 @@ def render(
         *(f"not compared: {line}" for line in skipped),
     ]
     return noted(table, said, form, 160)
-
-
-def unlike(names: Sequence[str], results: Sequence[Result]) -> list[str]:
-    """What the results of upstreams differ in besides their weights: versions, code, device."""
-    seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for wanted in names:
-        for r in results_of(wanted, results):
-            facts = {f"{k} version": v for k, v in r.score.versions.items()}
-            facts |= {"code": str(r.score.git.get("revision", ""))[:12], "device": r.score.device}
-            facts[f"features of {r.cell.suite}/{r.cell.task}"] = r.score.features
-            for fact, value in facts.items():
-                seen[fact][wanted].add(str(value))
-    notes = []
-    for fact, sides in seen.items():
-        if len(sides) > 1 and len({frozenset(values) for values in sides.values()}) > 1:
-            shown = "; ".join(f"{n}: {', '.join(sorted(v)) or 'unknown'}" for n, v in sides.items())
-            notes.append(f"not the same {fact}: {shown}")
-    return notes
