@@ -90,6 +90,9 @@ def parser() -> argparse.ArgumentParser:
              help="override a task recipe's key, e.g. train.steps=500")  # fmt: skip
         flag("--workers", type=_number(int, 1),
              help="processes (default: one per core, or up to 4 per GPU)")  # fmt: skip
+        flag("--executor", default="local", metavar="WHERE",
+             help="local (default), ray:jobs=8:num_cpus=4, or slurm:jobs=16:partition=gpu with "
+             "options of submitit and sbatch (slurm:cluster=local tries it here)")  # fmt: skip
         flag("--device", help="cpu or cuda (default: cuda if there is one)")
         flag("--cache-gb", type=_number(float, 0), default=20.0,
              help="disk for features; least recently used go first")  # fmt: skip
@@ -137,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     flag("--device", help="cpu or cuda (default: cuda if there is one)")
     flag("--format", default="text", choices=("text", "json", "csv"))
     commands["similarity"].set_defaults(
-        set=[], workers=None, cache_gb=20.0, batch_seconds=32.0, features="auto"
+        set=[], workers=None, cache_gb=20.0, batch_seconds=32.0, features="auto", executor="local"
     )
     flag = commands["matrix"].add_argument
     flag("--suite", default="demo", help="of the results to show (default: demo)")

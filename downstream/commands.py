@@ -36,23 +36,36 @@ def settings(args: argparse.Namespace) -> RunOptions:
     """Device, processes and budgets; a results folder that cannot be written is found out now."""
     import torch
 
+    from downstream.run import cluster
     from downstream.run.schedule import RunOptions
 
-    device = args.device
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, wanted = args.device, cluster.asked(args.executor)
+    if wanted.name == cluster.LOCAL:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _usable(device)
+        workers = cores = os.cpu_count() or 1
+        if device != "cpu":  # several share one GPU: while one decodes audio, another computes
+            gpus = max(1, torch.cuda.device_count())
+            workers = gpus * max(1, min(4, cores // gpus))
+    else:  # this machine may have no GPU
+        if args.workers:
+            raise UserError(f"--workers is for this machine; write --executor {wanted.name}:jobs=N")
+        cluster.engine_of(wanted)
+        device, workers = device or ("cuda" if wanted.gpus else "cpu"), wanted.jobs
+    writable(args.results)
+    budgets = (args.cache_gb, args.batch_seconds or (32.0 if device == "cpu" else 600.0))
+    how = (args.workers or workers, device, *budgets, args.features, args.executor)
+    return RunOptions(args.results, *how)
+
+
+def _usable(device: str) -> None:
+    import torch
+
     try:
         torch.ones(1, device=device).item()
     except Exception as error:  # torch has a kind of its own for each way to be no device
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--device {device!r}: cannot be used ({reason:.200})") from error
-    writable(args.results)
-    workers = cores = os.cpu_count() or 1
-    if device != "cpu":  # several share one GPU: while one decodes audio, another computes
-        gpus = max(1, torch.cuda.device_count())
-        workers = gpus * max(1, min(4, cores // gpus))
-    budgets = (args.cache_gb, args.batch_seconds or (32.0 if device == "cpu" else 600.0))
-    return RunOptions(args.results, args.workers or workers, device, *budgets, args.features)
 
 
 def writable(folder: Path) -> None:

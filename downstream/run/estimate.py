@@ -14,6 +14,7 @@ from downstream.report.groups import TaskVersion
 from downstream.report.results import load_results
 from downstream.run import cell as cells
 from downstream.run.cell import Identity
+from downstream.run.cluster import LOCAL, asked
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import Needs, Request, RunOptions, needed, processes_each
 from downstream.run.window import Dealt
@@ -48,9 +49,10 @@ def describe(
     columns = f"{'task':<8} {'cells':>13} {'audio':>9}  {'features':<22} {'time':>8}"
     lines = [f"{'upstream':<{width}} {columns}"]
     total, size = 0.0, 0
+    device = options.device if options.executor == LOCAL else "cpu"  # here there may be no other
     for request in requests:
         waiting = unbuilt.get(request.name)
-        upstream = (waiting.like if waiting else request).load().to(options.device)
+        upstream = (waiting.like if waiting else request).load().to(device)
         fingerprint = "" if waiting else upstream.fingerprint()
         identity = Identity(request.name, fingerprint, "")
         if waiting:
@@ -86,10 +88,20 @@ def describe(
             lines.append(f"{request.name:<{width}} {row}, in {parts} processes")
             total += parts * seconds
     lines.append(
-        f"about {clock(total / options.workers)} in {options.workers} processes, "
-        f"{size / 1e9:.2f} GB of features to write (limit --cache-gb {options.cache_gb:g})"
+        f"about {clock(total / options.workers)} in {options.workers} {_processes(options)} "
+        f"({total / 3600:.2f} hours of one), {size / 1e9:.2f} GB of features to write (limit "
+        f"--cache-gb {options.cache_gb:g})"
     )
     return "\n".join([*lines, _detectable(tasks, options)])
+
+
+def _processes(options: RunOptions) -> str:
+    """What works, in the plan's words."""
+    device = "GPU" if options.device.startswith("cuda") else "CPU"
+    if options.executor == LOCAL:
+        return f"processes on this machine's {device}"
+    name = asked(options.executor).name
+    return f"{device} jobs of {name}, at this machine's speed and without waiting in its queue"
 
 
 def _detectable(tasks: Sequence[Prepared], options: RunOptions) -> str:

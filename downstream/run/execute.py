@@ -19,6 +19,7 @@ from downstream.report.results import Score, read_cell
 from downstream.run import cell as of_cell
 from downstream.run import together
 from downstream.run.beats import beating
+from downstream.run.cluster import LOCAL, cluster
 from downstream.run.executors import Executor, Line, Outcome, local
 from downstream.run.live import ELSEWHERE, Job, Tally, shown
 from downstream.run.prepare import Prepared
@@ -53,7 +54,11 @@ def run(work: Work, options: RunOptions) -> None:
     tally = Tally(work, options.store.root / RUNNING)
     log = options.results / "errors.log"
     most = max((len(jobs) for part in work.rounds for jobs in (part.passes, part.cells)), default=0)
-    with shown(tally) as tell, local(min(options.workers, most)) as executor:
+    if options.executor == LOCAL:
+        workers = local(min(options.workers, most))
+    else:
+        workers = cluster(options.executor, most, options.store.root / "queue")
+    with shown(tally) as tell, workers as executor:
 
         def each(do: Callable[..., Line], jobs: Sequence[J]) -> dict[str, str]:
             """Do all; the errors by upstream."""

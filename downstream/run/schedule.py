@@ -44,6 +44,7 @@ class RunOptions:
     cache_gb: float = 20.0
     batch_seconds: float = 32.0
     features: Where = "auto"  # frames: kept on disk if they fit, or one of the two by force
+    executor: str = "local"  # or a cluster, as `cluster.asked` reads it
 
     @property
     def store(self) -> Store:
