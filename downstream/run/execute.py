@@ -28,6 +28,7 @@ from downstream.tasks.metrics import of_result
 from upstream.base import Upstream
 from upstream.common import disk
 from upstream.common.errors import UserError
+from upstream.features import precision
 from upstream.features.codec import Features
 from upstream.features.extract import extract
 from upstream.features.provide import provide
@@ -156,7 +157,7 @@ def make(job: Pass, options: RunOptions) -> Line:
         with beating(options.store.root / RUNNING, job.name):
             upstream = _upstream(job.request, options.device)
             extract(upstream, job.clips, job.kinds, options.store, name=name, batch_seconds=seconds)
-        return ""
+            return precision.told(upstream, job.clips, options.store, name)
 
 
 def compute(job: CellJob, options: RunOptions) -> Line:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SIZE = 2048  # large enough that a matrix product runs at its peak, small enough to repeat
+SIZE = 2048  # on a CPU: large enough for a matrix product at its peak, small enough to repeat
 TRIALS = 8
 
 
@@ -25,15 +25,16 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def peak(device: str) -> float:
-    """FLOP/s of the best of several float32 products of 2048 x 2048 matrices."""
-    a, b = torch.randn(2, SIZE, SIZE, device=device)
+def peak(device: str, dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of the best of several products of square matrices, float32 without TF32."""
+    size = SIZE if device == "cpu" else 4 * SIZE  # a GPU needs more to be busy
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(TRIALS):
         begun = clock(device)
         torch.mm(a, b)
         best = min(best, clock(device) - begun)
-    return 2 * SIZE**3 / best
+    return 2 * size**3 / best
 
 
 def describe(device: str) -> dict[str, Any]:

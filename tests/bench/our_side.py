@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.bench.subject import Amount, Setup, amount, load_encoder, prepared, t
 from upstream.base import SAMPLE_RATE, Upstream
 from upstream.encoder.encoder import Encoder
 from upstream.features import extract as cache
+from upstream.features import precision
 from upstream.features.clips import Clip
 from upstream.features.codec import Features
 from upstream.features.store import Store
@@ -67,7 +69,7 @@ def measure(setup: Setup, name: str) -> dict[str, Any]:
     missing = store.missing(fingerprint, task.kind, task.clips)
     begun = clock(setup.device)
     for shard in cache.shards(missing):
-        cache.extract(encoder, shard, [task.kind], store)
+        cache.extract(encoder, shard, [task.kind], store, batch_seconds=setup.batch_seconds)
     extracted = clock(setup.device) - begun
     features = Timed(store.open(fingerprint, task.kind, task.clips), task, setup.device)
     heads, steps = train(setup, task, features)
@@ -136,8 +138,9 @@ def measure_encoder(setup: Setup) -> dict[str, Any]:
     setup.prepare()
     peak = machine.peak(setup.device)
     clips: list[Clip] = []
+    most = 10.0 if setup.quick else PROBE if setup.device == "cpu" else math.inf
     for clip in prepared(setup, "asr").clips:
-        if sum(one.seconds for one in clips) < (10.0 if setup.quick else PROBE):
+        if sum(one.seconds for one in clips) < most:
             clips.append(clip)
     encoder = load_encoder(setup)
     alone = compare_alone(setup, encoder, clips[:6])
@@ -148,10 +151,12 @@ def measure_encoder(setup: Setup) -> dict[str, Any]:
         forward.clear()
         for name in ("alone", "shared"):
             store, begun = Store(setup.work / name), clock(setup.device)
-            cache.extract(encoder, clips, ["mean"], store, share_cnn=name == "shared")
+            cache.extract(encoder, clips, ["mean"], store, share_cnn=name == "shared",
+                          batch_seconds=setup.batch_seconds)  # fmt: skip
             spent[name].append(clock(setup.device) - begun)
         spent["forward"].append(sum(forward))
     lengths = [round(clip.seconds * SAMPLE_RATE) for clip in clips]
+    low = {} if setup.device == "cpu" else low_precision(setup, encoder, clips, forward)
     return {
         "audio_seconds": sum(clip.seconds for clip in clips),
         "pass_seconds": spent["alone"],
@@ -162,7 +167,29 @@ def measure_encoder(setup: Setup) -> dict[str, Any]:
         "flops": pass_flops(encoder, clips),
         "peak_flops": max(peak, machine.peak(setup.device)),
         **alone,
+        **low,
         "machine": machine.describe(setup.device),
+    }
+
+
+def low_precision(
+    setup: Setup, encoder: Encoder, clips: Sequence[Clip], forward: list[float]
+) -> dict[str, Any]:
+    """A pass in bfloat16, twice (the first warms up), its peak, and what it does to the states."""
+    encoder.precision, spent = "bfloat16", list[float]()
+    for number in range(2):
+        forward.clear()
+        begun = clock(setup.device)
+        cache.extract(encoder, clips, ["mean"], Store(setup.work / f"low-{number}"),
+                      batch_seconds=setup.batch_seconds)  # fmt: skip
+        spent.append(clock(setup.device) - begun)
+    seconds, layers = sum(forward), precision.error(encoder, clips)
+    encoder.precision = "float32"
+    return {
+        "low_pass_seconds": min(spent),
+        "low_forward_seconds": seconds,
+        "low_peak_flops": machine.peak(setup.device, torch.bfloat16),
+        "low_error_by_layer": layers,
     }
 
 

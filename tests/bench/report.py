@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tests.bench import growth
@@ -107,9 +108,23 @@ def ratios(raw: Raw) -> dict[str, float]:
         "encoder": their_speed / our_speed,
         "encoder_alone": one["s3prl_alone_seconds"] / one["ours_alone_seconds"],
         "encoder_of_bound": one["flops"] / one["peak_flops"] / min(one["forward_seconds"]),
+        "end_to_end_of_bound": one["flops"] / one["peak_flops"] / min(one["pass_seconds"]),
         "alpha": min(one["further_pass_seconds"]) / min(one["pass_seconds"]),
         "merge": raw["merge"]["merge_seconds"] / raw["merge"]["copy_seconds"],
         "plan_seconds": raw["plan"]["second_seconds"],
+        **_low(one),
+    }
+
+
+def _low(one: dict[str, Any]) -> dict[str, float]:
+    """Shares of the bfloat16 peak, where it was measured."""
+    if "low_peak_flops" not in one:
+        return {}
+    least = one["flops"] / one["low_peak_flops"]
+    return {
+        "low_encoder_of_bound": least / one["low_forward_seconds"],
+        "low_end_to_end_of_bound": least / one["low_pass_seconds"],
+        "low_error": max(one["low_error_by_layer"]),
     }
 
 
@@ -148,7 +163,10 @@ def _facts(raw: Raw) -> list[str]:
     return [
         f"- encoder: {found['encoder']:.2f} times s3prl's speed per second of real audio "
         f"({found['encoder_alone']:.2f} utterance by utterance), "
-        f"{found['encoder_of_bound']:.0%} of the matrix-multiply bound",
+        f"{found['encoder_of_bound']:.0%} of the matrix-multiply bound; from FLAC files to "
+        f"finished means {found['end_to_end_of_bound']:.0%}",
+        *_bfloat16(found),
+        *_workers(raw.get("growth", [])),
         f"- a further alpha: {found['alpha']:.2f} of a pass; by arithmetic "
         f"{1 - one['cnn_flops'] / one['flops']:.2f}",
         f"- where s3prl's time goes, encoder / head / reading: {their}",
@@ -158,6 +176,27 @@ def _facts(raw: Raw) -> list[str]:
         f"- QbE, all pairs and layers of one split: {searched}",
         f"- merge: {merge['merge_seconds']:.2f} s, {found['merge']:.1f} times copying both files; "
         f"{merge['peak_mb'] - merge['before_mb']:.0f} MB of memory of its own",
+    ]
+
+
+def _bfloat16(found: dict[str, float]) -> list[str]:
+    if "low_error" not in found:
+        return []
+    return [
+        f"- bfloat16: {found['low_encoder_of_bound']:.0%} of its matrix-multiply bound, from FLAC "
+        f"files to finished means {found['low_end_to_end_of_bound']:.0%}; hidden states at most "
+        f"{found['low_error']:.2%} from float32"
+    ]
+
+
+def _workers(points: Sequence[dict[str, Any]]) -> list[str]:
+    """How much faster a whole run is with more processes."""
+    alone = {p["hours"]: p["seconds"] for p in points if p["workers"] == 1}
+    return [
+        f"- {p['workers']} workers: {alone[p['hours']] / p['seconds']:.2f} times as fast as one, "
+        f"a whole run over {p['hours']:g} h"
+        for p in points
+        if p["workers"] > 1 and p["hours"] in alone
     ]
 
 

@@ -41,6 +41,11 @@ class Setup:
             return 1000
         return 50 if self.device != "cpu" else {"pr": 10, "asr": 2}[task]
 
+    @property
+    def batch_seconds(self) -> float:
+        """Audio in a batch of the encoder, as a run has it."""
+        return 32.0 if self.device == "cpu" else 600.0
+
     def prepare(self) -> None:
         """Threads as a user has them, and the speech sample where the suite looks for it."""
         torch.set_num_threads(os.cpu_count() or 1)

@@ -122,8 +122,8 @@ def test_a_killed_command_leaves_its_work_to_the_other(
 @pytest.mark.parametrize(
     "send, numbers",
     [
-        (os.killpg, [signal.SIGHUP]),
-        (os.kill, [signal.SIGTERM]),
+        pytest.param(os.killpg, [signal.SIGHUP], marks=pytest.mark.slow),
+        pytest.param(os.kill, [signal.SIGTERM], marks=pytest.mark.slow),
         (os.killpg, [signal.SIGINT, signal.SIGINT, signal.SIGINT]),
     ],
     ids=["terminal lost", "parent terminated", "Ctrl-C thrice"],
@@ -177,6 +177,7 @@ def test_an_interruption_that_python_drops_comes_again() -> None:
     assert "Exception ignored" in done.stderr and done.stdout == "stopped\n"
 
 
+@pytest.mark.slow
 def test_nohup_goes_on(suite: Path, tmp_path: Path, start: Callable[..., Command]) -> None:
     """What ignores hang-ups from the start still does."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
