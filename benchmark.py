@@ -35,6 +35,7 @@ COMMANDS = {  # what each does: an example
     "errors": "What A gets right and B wrong, with its audio: errors base merged --downstream sid",
     "matrix": "Ways of fine-tuning by tasks, their seeds together: matrix --suite demo",
     "report": "All results as one HTML page, and figures for a paper: report --figures figures/",
+    "share": "Scores as every_eval_ever's JSON, or in a model's card: share merged --output a.md",
     "similarity": "Hidden states and weights against the first's: similarity hubert_demo merged",
     "list": "What there is, a line each: list upstreams",
     "describe": "An upstream's layers, size, fingerprint, licence, source: describe hubert_demo",
@@ -45,7 +46,13 @@ COMMANDS = {  # what each does: an example
     "export": "Write an upstream in another format: export merged --output out/",
     "cache": "Features on disk, least recently used first; list or clear: cache clear hubert_demo",
 }
-REPORTS = ("compare", "errors", "matrix", "report")  # the others need what builds upstreams
+REPORTS = (
+    "compare",
+    "errors",
+    "matrix",
+    "report",
+    "share",
+)  # the others need what builds upstreams
 LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods", "published")
 
 
@@ -130,6 +137,13 @@ def parser() -> argparse.ArgumentParser:
     flag("--reference", help="the upstream that differences are taken from")
     flag("--output", type=Path, help="the page (default: report.html in the results folder)")
     flag("--figures", type=Path, metavar="DIR", help="every figure as PDF and SVG file too")
+    flag = commands["share"].add_argument
+    flag("upstream")
+    flag("--suite", help="only this one (default: all)")
+    flag("--format", choices=("every_eval_ever", "model-index"),
+         help="default: model-index for an output FILE.md, else every_eval_ever")  # fmt: skip
+    flag("--organization", default="not stated", help="who measured (every_eval_ever asks)")
+    flag("--output", type=Path, help="a new JSON file, or a card whose front matter is to say it")
     flag = commands["similarity"].add_argument
     flag("reference", help="usually the pre-trained upstream")
     flag("others", nargs="+", metavar="UPSTREAM")

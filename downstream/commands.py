@@ -133,3 +133,32 @@ def matrix(args: argparse.Namespace) -> None:
     suite = Path(args.suite).name
     numbers = published.chosen(args.published)
     print(render(matrix(load_results(args.results), suite, args.base, numbers), args.format))
+
+
+def share(args: argparse.Namespace) -> None:
+    """Scores as every_eval_ever's JSON, or in a model's card: share merged --output card.md"""
+    import json
+
+    from downstream.report import share
+    from downstream.report.results import finite, load_results
+
+    found = share.shared(args.upstream, load_results(args.results), args.suite)
+    card = args.output is not None and args.output.suffix == ".md"
+    form = args.format or ("model-index" if card else "every_eval_ever")
+    if form == "model-index":
+        import yaml
+
+        index = share.model_index(args.upstream, found)
+        if args.output:
+            share.write_card(args.output, index)
+        else:
+            print(yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True))
+    else:
+        record = share.every_eval_ever(args.upstream, found, args.organization)
+        text = json.dumps(finite(record), indent=1, ensure_ascii=False)
+        if args.output:
+            disk.write(args.output, text + "\n")
+        else:
+            print(text)
+    if args.output:
+        print(args.output)

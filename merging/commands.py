@@ -30,7 +30,7 @@ LISTS = {  # what `list` knows: where its registry is
 def run(args: argparse.Namespace) -> None:
     """Score upstreams on the tasks of a suite: --upstream merged,fbank --suite demo"""
     from downstream.recipe import suite_folder
-    from downstream.report import published, table
+    from downstream.report import published, share, table
     from downstream.report.groups import name
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     print(table.show(table.summary(mine, suite.name, references, numbers)))
     print("".join(f"{line}\n" for line in costs(upstreams)), end="")
     written = table.write(args.results, results, references, numbers)
+    written += share.update_cards(mine, args.results / "upstreams")
     try:
         from downstream.report import page
         from upstream.similarity import similarities
