@@ -41,7 +41,8 @@ def settings(args: argparse.Namespace) -> RunOptions:
 
     device, wanted = args.device, cluster.asked(args.executor)
     if wanted.name == cluster.LOCAL:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         _usable(device)
         workers = cores = os.cpu_count() or 1
         if device != "cpu":  # several share one GPU: while one decodes audio, another computes
@@ -51,7 +52,9 @@ def settings(args: argparse.Namespace) -> RunOptions:
         if args.workers:
             raise UserError(f"--workers is for this machine; write --executor {wanted.name}:jobs=N")
         cluster.engine_of(wanted)
-        device, workers = device or ("cuda" if wanted.gpus else "cpu"), wanted.jobs
+        if device is None:
+            device = "cuda" if wanted.gpus else "cpu"
+        workers = wanted.jobs
     writable(args.results)
     budgets = (args.cache_gb, args.batch_seconds or (32.0 if device == "cpu" else 600.0))
     how = (args.workers or workers, device, *budgets, args.features, args.executor)
@@ -59,6 +62,7 @@ def settings(args: argparse.Namespace) -> RunOptions:
 
 
 def _usable(device: str) -> None:
+    """Raises UserError if there is no such device."""
     import torch
 
     try:
