@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ def alphas(
     merges = [of for of in known.values() if of.way and of.alpha is not None]
     several = Counter(of.curve for of in merges if of.curve)
     found = [curve for curve, count in several.items() if count > 1][:MOST_LINES]
-    names = [f"curve {i}" for i in range(1, len(found) + 1)]
+    names = _curves([next(of for of in merges if of.curve == curve) for curve in found])
     panels: dict[str, list[dict[str, Any]]] = {}
     front: list[dict[str, Any]] = []
     tuned_on = [of.tuned_on for of in merges if of.curve in found]
@@ -88,6 +89,16 @@ def alphas(
         target = ", ".join(sorted({task for tasks in tuned_on for task in tasks}))
         figures.append(_front_figure(front, names, target, reference, suite))
     return figures
+
+
+def _curves(merges: Sequence[Lineage]) -> list[str]:
+    """What each grew from, in a few words; no two alike."""
+    names = [
+        f"{'+'.join(of.tuned_on) or 'no labels'}: {of.strategy}, {json.loads(of.way)[0]}, seed "
+        f"{' '.join(map(str, of.seeds)) or '?'}"
+        for of in merges
+    ]
+    return [f"{n} ({i})" if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
 
 
 def _point(alpha: float, row: Row, curve: str) -> dict[str, Any]:

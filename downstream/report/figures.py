@@ -138,16 +138,16 @@ def _inline(svg: str) -> str:
     return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
+def short_names(names: Sequence[str], longest: int = LONGEST) -> dict[str, str]:
     """Each as it fits beside an axis, and no two alike.
 
     Cut at its left, because the end of a name tells more; in its middle where that is not enough.
     """
     whole = {n: printable(n) for n in names}
-    cut = {n: t if len(t) <= LONGEST else "…" + t[1 - LONGEST :] for n, t in whole.items()}
+    cut = {n: t if len(t) <= longest else "…" + t[1 - longest :] for n, t in whole.items()}
     count = Counter(cut.values())
     alike = [n for n in cut if count[cut[n]] > 1]
-    cut |= {n: f"{whole[n][: LONGEST - 10]}…{whole[n][-9:]}" for n in alike}
+    cut |= {n: f"{whole[n][: longest - 10]}…{whole[n][-9:]}" for n in alike}
     count = Counter(cut.values())
     return {n: c if count[c] == 1 else f"{c} ({i})" for i, (n, c) in enumerate(cut.items(), 1)}
 
@@ -227,44 +227,6 @@ def forest(rows: Sequence[Row], reference: str, suite: str) -> Figure | None:
         panels,
         left,
         verdicts=verdicts,
-    )
-
-
-def heat(rows: Sequence[Row], reference: str, suite: str) -> Figure | None:
-    """What each upstream wins or loses in each task."""
-    mine = [r for r in paired_rows(rows, reference) if math.isfinite(gain(r))]
-    tasks = list(by_heading(mine))
-    named = list(dict.fromkeys(r.upstream for r in mine))
-    if len(tasks) < 2 or not mine:
-        return None
-    shown, short = named[:MOST_ROWS], short_names(named)
-    marks = {"better": " ▲", "worse": " ▼", "seen": " †"}
-    values = [
-        {"name": short[r.upstream], "task": heading(r), "gain": max(-50.0, min(50.0, gain(r))),
-         "text": f"{round(r.difference, 1) + 0.0:+.1f}{marks.get(r.verdict, '')}", "says": says(r)}
-        for r in mine
-        if r.upstream in shown
-    ]  # fmt: skip
-    base = alt.Chart(alt.Data(values=values)).encode(
-        x=alt.X("task:N", sort=tasks, title=None,
-                axis=alt.Axis(orient="top", labelAngle=-30, labelAlign="left", domain=False)),
-        y=alt.Y("name:N", sort=[short[n] for n in shown], title=None, axis=alt.Axis(domain=False)),
-    )  # fmt: skip
-    scale = alt.Scale(domain=[-50, 0, 50], range=["#E66100", "#f7f7f7", "#5D3A9B"])
-    boxes = base.mark_rect(stroke="white").encode(
-        color=alt.Color("gain:Q", scale=scale, legend=None), description="says:N"
-    )
-    dark = "abs(datum.gain) > 42 ? 'white' : '#222'"
-    text = base.mark_text(fontSize=11, color=alt.ExprRef(dark)).encode(text="text:N")
-    panel = alt.layer(boxes, text).properties(width=alt.Step(62), height=alt.Step(22))
-    return Figure(
-        f"{suite}-across-tasks",
-        "Across tasks",
-        f"Points minus {reference} (▲ better, ▼ worse, no mark: no difference shown). Colour: "
-        "purple makes fewer errors, orange more, full at half as many again or fewer.",
-        f"{len(named)} upstreams in {len(tasks)} tasks; the numbers stand in the table above",
-        [panel],
-        left_out_of(named, MOST_ROWS),
     )
 
 

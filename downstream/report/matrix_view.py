@@ -6,7 +6,7 @@ import json
 import math
 
 from downstream.report.compare import SEEDS, SIGNIFICANT
-from downstream.report.layout import as_csv, noted
+from downstream.report.layout import TextTable, as_csv, noted
 from downstream.report.matrix import Cell, Matrix
 from downstream.report.published import NOTE
 from downstream.report.results import finite
@@ -32,35 +32,7 @@ def render(found: Matrix, form: Format = "text") -> str:
             for task, cell in line.cells.items()
         ]
         return as_csv(head, rows)
-    columns = [f"{task} {metric}" for task, metric in found.tasks.items()]
-    totals = list(dict.fromkeys(t for scores in (found.superb, *(x.superb for x in found.lines))
-                                for t in scores))  # fmt: skip
-    table = [["tuned on", "strategy", "alpha", "seeds", *columns, *totals, "gain", "worst",
-              "layers moved", "cost"]]  # fmt: skip
-    base = [f"{found.scores[task]:.2f}" for task in found.tasks]
-    base += [_number(found.superb.get(total)) for total in totals]
-    table.append(["nothing", found.base, "", "", *base, "", "", "", ""])
-    for line in found.lines:
-        cells = [_text(line.cells.get(task)) for task in found.tasks]
-        cells += [_number(line.superb.get(total)) for total in totals]
-        gain = "" if math.isnan(line.gain) else f"{line.gain:+.1f} %"
-        cost = f"{line.seconds:.0f} s, {line.peak_gb:.1f} GB, {line.stored_mb:.1f} MB"
-        cost = "published" if math.isnan(line.seconds) else cost
-        facts = [line.tuned_on, line.way, line.alpha, str(line.seeds or "")]
-        table.append([*facts, *cells, gain, line.worst, line.layers, cost])
-    notes = [
-        f"in brackets: minus {found.base}, with 95 % intervals over speakers (or folds), "
-        f"fine-tuning and head seeds; + better, - worse, = no difference shown (p < {SIGNIFICANT}, "
-        f"Holm over the tasks of a row); no mark: fewer than {SEEDS} fine-tuning seeds, no verdict",
-        f"gain: mean relative reduction of errors over the tasks without {HEARD}; {HEARD}: "
-        "fine-tuning had labels of this test audio; worst: what lost most, in points",
-        *(f"{line.way}: {NOTE}" for line in found.lines if not line.seeds),
-        *found.notes,
-    ]
-    if totals:
-        notes.insert(2, "superb_score: by the constants named beside it, the mean over seeds; "
-                     "a task that was heard counts in it as in the literature")  # fmt: skip
-    return noted(table, notes, form, 200)
+    return noted(text_table(found), notes(found), form, 200)
 
 
 def _number(value: float | None) -> str:
@@ -77,3 +49,41 @@ def _text(cell: Cell | None) -> str:
     mark = f" {MARKS[cell.verdict]}" if MARKS.get(cell.verdict) else ""
     heard = HEARD if cell.seen and HEARD not in mark else ""
     return f"{cell.score:.2f} ({cell.difference:+.2f} {half}{mark}){heard}"
+
+
+def text_table(found: Matrix) -> TextTable:
+    """A row for each way, the base first."""
+    columns = [f"{task} {metric}" for task, metric in found.tasks.items()]
+    totals = list(dict.fromkeys(t for scores in (found.superb, *(x.superb for x in found.lines))
+                                for t in scores))  # fmt: skip
+    table = [["tuned on", "strategy", "alpha", "seeds", *columns, *totals, "gain", "worst",
+              "layers moved", "cost"]]  # fmt: skip
+    base = [f"{found.scores[task]:.2f}" for task in found.tasks]
+    base += [_number(found.superb.get(total)) for total in totals]
+    table.append(["nothing", found.base, "", "", *base, "", "", "", ""])
+    for line in found.lines:
+        cells = [_text(line.cells.get(task)) for task in found.tasks]
+        cells += [_number(line.superb.get(total)) for total in totals]
+        gain = "" if math.isnan(line.gain) else f"{line.gain:+.1f} %"
+        cost = f"{line.seconds:.0f} s, {line.peak_gb:.1f} GB, {line.stored_mb:.1f} MB"
+        cost = "published" if math.isnan(line.seconds) else cost
+        facts = [line.tuned_on, line.way, line.alpha, str(line.seeds or "")]
+        table.append([*facts, *cells, gain, line.worst, line.layers, cost])
+    return table
+
+
+def notes(found: Matrix) -> list[str]:
+    """What a reader must know."""
+    said = [
+        f"in brackets: minus {found.base}, with 95 % intervals over speakers (or folds), "
+        f"fine-tuning and head seeds; + better, - worse, = no difference shown (p < {SIGNIFICANT}, "
+        f"Holm over the tasks of a row); no mark: fewer than {SEEDS} fine-tuning seeds, no verdict",
+        f"gain: mean relative reduction of errors over the tasks without {HEARD}; {HEARD}: "
+        "fine-tuning had labels of this test audio; worst: what lost most, in points",
+        *(f"{line.way}: {NOTE}" for line in found.lines if not line.seeds),
+        *found.notes,
+    ]
+    if found.superb:
+        said.insert(2, "superb_score: by the constants named beside it, the mean over seeds; "
+                     "a task that was heard counts in it as in the literature")  # fmt: skip
+    return said

@@ -29,6 +29,7 @@ figure { margin: 0 0 8px } .legend { list-style: none; display: flex; flex-wrap:
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr));
   gap: 12px 20px } .panels > div { overflow-x: auto }
 .panels svg { display: block; height: auto; max-width: min(100%, 460px) }
+.panels.two { grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)) }
 .panels.one { display: block } .panels.one svg { max-width: none }
 code, pre { font: 12px/1.4 ui-monospace, Menlo, Consolas, monospace }
 pre { overflow-x: auto; background: #f6f6f6; padding: 8px; white-space: pre-wrap }
