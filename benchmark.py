@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
              help="disk for features; least recently used go first")  # fmt: skip
         flag("--features", choices=("auto", "cache", "recompute"), default="auto",
              help="keep frames on disk or pass the audio again at every step "
-             "(default: keep what fits --cache-gb)")  # fmt: skip
+             "(default: keep what fits --cache-gb; on a GPU, if reading it is faster)")  # fmt: skip
         flag("--batch-seconds", type=_number(float, 1),
              help="audio per encoder batch (default: 32; on a GPU 600, or what fits)")  # fmt: skip
         flag("--reference", help="the upstream that differences are taken from")

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 from downstream.run import cell as cells
 from downstream.run.cell import Identity
+from downstream.run.cluster import LOCAL
 from downstream.run.prepare import Prepared
 from upstream import load
 from upstream.base import SAMPLE_RATE, Upstream
 from upstream.common.disk import free_bytes
+from upstream.features import speeds
 from upstream.features.clips import Clip, overlapping
 from upstream.features.extract import Kind, bytes_of, shards
 from upstream.features.provide import Where
@@ -195,7 +197,7 @@ def needed(
     needs, total = Needs({}, {}, set(), 0), 0
     for task in tasks:
         forced = task.kind == "mean" or options.features == "cache"
-        keep = forced or options.features == "auto"
+        keep = forced or (options.features == "auto" and _pays(upstream, task, options))
         wanted = [((fingerprint, task.kind), task.clips)] * keep
         if task.recipe.window and keep and not forced:
             wanted.append(((fingerprint, task.kind), task.evaluated))
@@ -214,6 +216,23 @@ def needed(
                     needs.kinds[task.revision] = kind
                     break
     return needs._replace(bytes=total)
+
+
+def _pays(upstream: Upstream, task: Prepared, options: RunOptions) -> bool:
+    """Whether frames are read back sooner than computed anew: measured, where it can be close."""
+    if options.device == "cpu" or options.executor != LOCAL:
+        return True
+    train, train_clips = task.recipe.train, [i for s in task.splits.values() for i in s["train"]]
+    if not train or not train_clips or task.recipe.window:  # a window has passes of its own
+        return True
+    heard = len(task.splits) * train.steps * train.accumulate * train.batch / len(train_clips)
+    upstream.to(options.device)
+    found = speeds.measure(upstream, task.clips, options.store.root, options.batch_seconds)
+    rate, times = bytes_of(upstream, task.kind, 3600) / 3600, heard * task.recipe.seeds(None)
+    pays = found.pays(rate, times)
+    told = f"{task.recipe.name}: frames are {'kept' if pays else 'computed anew'}: "
+    print(told + found.told(rate, times), flush=True)
+    return pays
 
 
 def _passes(request: Request, missing: dict[Kind, dict[str, Clip]]) -> list[Pass]:
