@@ -31,7 +31,7 @@ except ImportError as error:
 
 MOST_ROWS, MOST_LINES, MOST_DOTS = 40, 6, 24  # of a panel
 MOST_PANELS = 24  # of a figure
-LONGEST = 26  # letters of a name beside an axis
+LONGEST = 30  # letters of a name beside an axis
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F"]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down",
           "triangle-left", "triangle-right"]  # fmt: skip
@@ -41,6 +41,7 @@ VERDICTS = {  # colour and shape
     "withheld": ("#767676", "cross"), "unknown": ("#767676", "cross"),
 }  # fmt: skip
 UNPRINTABLE = re.compile("[^\t\n -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+FOLDERS = re.compile(r"^[^:]*/(?=[^/:]+\.ya?ml\b)")
 INK = "#222"
 CONFIG: dict[str, Any] = {
     "font": "Helvetica, Arial, sans-serif",
@@ -143,7 +144,10 @@ def short_names(names: Sequence[str], longest: int = LONGEST) -> dict[str, str]:
 
     Cut at its left, because the end of a name tells more; in its middle where that is not enough.
     """
-    whole = {n: printable(n) for n in names}
+    bare = {n: FOLDERS.sub("", n) for n in names}  # of recipes
+    if len({*bare.values()}) < len(bare):
+        bare = {n: n for n in names}
+    whole = {n: printable(each) for n, each in bare.items()}
     cut = {n: t if len(t) <= longest else "…" + t[1 - longest :] for n, t in whole.items()}
     count = Counter(cut.values())
     alike = [n for n in cut if count[cut[n]] > 1]
