@@ -112,7 +112,7 @@ def serve(folder: str | Path) -> None:
     sys.path += [place for place in setting.path if place not in sys.path]
     for name, value in setting.environment.items():
         os.environ.setdefault(name, value)
-    torch.set_num_threads(setting.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(setting.threads or _cores())
     hush(True)
     number, sign, heard = 0, "", time.monotonic()
     while _open(folder):
@@ -126,6 +126,13 @@ def serve(folder: str | Path) -> None:
         if time.monotonic() - heard > SILENCE:
             return
         time.sleep(PAUSE)
+
+
+def _cores() -> int:
+    """That this process may use: a cluster binds a job to some of the machine's."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _open(folder: Path) -> bool:
