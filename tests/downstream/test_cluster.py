@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from downstream.run import queue
-from downstream.run.cluster import ENGINES, asked
+from downstream.run.cluster import ENGINES, Server, asked
 from downstream.run.executors import Outcome
 from tests import tiny
 from tests.test_cli import ROOT, call
@@ -162,6 +162,12 @@ def test_without_the_package_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert call(*words(suite, tmp_path / "r", LOCAL)) == 2
     assert "pip install -e '.[slurm]'" in capsys.readouterr().err
+
+
+def test_a_job_that_is_warned_asks_to_be_queued_again(tmp_path: Path) -> None:
+    """submitit calls this where SLURM preempts a job, or its time is over."""
+    again = Server(tmp_path).checkpoint()
+    assert isinstance(again.function, Server) and again.function.folder == tmp_path
 
 
 def double(number: int) -> str | None:
