@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         flag("--batch-seconds", type=_number(float, 1),
              help="audio per encoder batch (default: 32; on a GPU 600, or what fits)")  # fmt: skip
         flag("--reference", help="the upstream that differences are taken from")
-    for name in ("run", "matrix"):
+    for name in ("run", "matrix", "report"):
         commands[name].add_argument(
             "--published", action="append", default=[], metavar="ROW",
             help="add published numbers where tasks are SUPERB's own: hubert-base, wavlm-* "

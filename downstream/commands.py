@@ -117,13 +117,14 @@ def errors(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """All results as one HTML page, and figures for a paper: report --figures figures/"""
-    from downstream.report import page, results
+    from downstream.report import page, published, results
     from upstream.similarity import similarities
 
     output = args.output or args.results / page.NAME
     references = [args.reference] if args.reference else []
     found = results.load_results(args.results), similarities(args.results)
-    for path in page.write(output, *found, references, args.suite, args.figures):
+    numbers = published.chosen(args.published)
+    for path in page.write(output, *found, references, args.suite, args.figures, numbers):
         print(path)
 
 

@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
 
         alike, prints = similarities(args.results), dict(scored)
         exact = [f"{each}@{prints[each]}" if each in prints else each for each in references]
-        written += page.write(args.results / page.NAME, results, alike, exact)
+        output = args.results / page.NAME
+        written += page.write(output, results, alike, exact, published=numbers)
     except UserError as error:  # at the end of a long run no page is no failure
         print(f"no page: {error}")
     print(f"written: {', '.join(map(str, written))}", flush=True)

@@ -14,6 +14,7 @@ from downstream.report.figures import Figure
 from downstream.report.groups import grouped, name, results_of
 from downstream.report.markup import COMMAND, figure_html, h, html_table, td, th
 from downstream.report.matrix_view import notes, text_table
+from downstream.report.published import Published
 from downstream.report.results import Result
 from downstream.report.style import SCRIPT, STYLE
 from downstream.report.table import heading
@@ -32,13 +33,16 @@ def write(
     references: Sequence[str] = (),
     suite: str | None = None,
     folder: Path | None = None,
+    published: Sequence[Published] = (),
 ) -> list[Path]:
     """Write the page, and with `folder` every figure as PDF and SVG file; what was written.
 
     references: upstreams that differences are taken from; without, the base of what was merged.
+    published: rows of the literature beside what is measured on SUPERB's own data.
     The same results give the same bytes. Raises UserError.
     """
-    views = [view(suite, mine, references) for suite, mine in _suites(results, suite, references)]
+    suites = _suites(results, suite, references)
+    views = [view(name, mine, references, published) for name, mine in suites]
     drawn = {v.suite: v.figures() for v in views}
     alike = [
         figure

@@ -11,6 +11,7 @@ from downstream.report.groups import Labels, Name, grouped, labels, name, result
 from downstream.report.layers import layer_weights
 from downstream.report.lineage import Lineage, likely_base, lineages
 from downstream.report.matrix import Matrix, matrix
+from downstream.report.published import Published
 from downstream.report.results import Result
 from downstream.report.table import Table
 from upstream.common.errors import UserError
@@ -56,24 +57,31 @@ class View:
         return [f for f in [*found, heat.heat(rows, self.reference, self.suite)] if f]
 
 
-def view(suite: str, results: Sequence[Result], references: Sequence[str] = ()) -> View:
+def view(
+    suite: str,
+    results: Sequence[Result],
+    references: Sequence[str] = (),
+    published: Sequence[Published] = (),
+) -> View:
     """What the page says of one suite. References that it has no results of are left out."""
     known = [wanted for wanted in references if has(wanted, results)]
     guess = None if known else likely_base(results)
     known += [guess] if guess else []
-    whole = table.summary(results, suite, known)
+    whole = table.summary(results, suite, known, published)
     called = labels(results)
     first = called[name(results_of(known[0], results)[0])] if known else ""
     made = lineages(results)
-    return View(suite, list(results), whole, first, called, made, _matrix(results, suite))
+    return View(
+        suite, list(results), whole, first, called, made, _matrix(results, suite, published)
+    )
 
 
-def _matrix(results: Sequence[Result], suite: str) -> Matrix | None:
+def _matrix(results: Sequence[Result], suite: str, published: Sequence[Published]) -> Matrix | None:
     try:
-        found = matrix(results, suite)
+        found = matrix(results, suite, published=published)
     except UserError:  # nothing says what anything grew from
         return None
-    return found if found.lines else None
+    return found if any(line.seeds for line in found.lines) else None
 
 
 def has(wanted: str, results: Sequence[Result]) -> bool:

@@ -360,12 +360,12 @@ def test_many_upstreams_stay_readable(tmp_path: Path) -> None:
 
 
 def test_names_that_look_alike_when_cut_stay_apart() -> None:
-    from downstream.report.figures import short_names
+    from downstream.report.figures import LONGEST, short_names
 
     names = ["a" + "x" * 40, "b" + "x" * 40, "short", "x" * 50 + "a" + "x" * 50, "x" * 101]
     short = short_names(names)
     assert len(set(short.values())) == 5 and short["short"] == "short"
     assert short[names[0]].startswith("ax") and short[names[1]].startswith("bx")
     (cut,) = short_names(["folder/" * 9 + "end"]).values()
-    assert cut[0] == "…" and cut.endswith("folder/folder/end") and len(cut) == 26
+    assert cut[0] == "…" and cut.endswith("folder/folder/end") and len(cut) == LONGEST
     assert curves.BARE not in short.values()

@@ -156,6 +156,11 @@ def test_published_rows_in_every_table(root: Path, capsys: pytest.CaptureFixture
     assert not heard.cells and heard.superb == {"superb_score speech-ft": 1010.29}
     assert found.superb.keys() > heard.superb.keys()
     assert "1010.29" in render(found) and "HuBERT" not in render(found).split("\n")[1]
+    where = ["--results", str(root), "--reference", "poor", "--published", "wavlm-base+"]
+    assert benchmark.main(["report", *where]) == 0
+    html = (root / "report.html").read_text()
+    assert html.count("published:wavlm-base+") > 1 and "89.42" in html
+    capsys.readouterr()
     words = ["poor", "good", "published:wavlm-large", "published:fbank"]
     assert benchmark.main(["compare", *words, "--results", str(root)]) == 0
     out = capsys.readouterr().out
