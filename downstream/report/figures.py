@@ -90,7 +90,7 @@ class Figure(NamedTuple):
     def save(self, folder: Path) -> list[Path]:
         """All panels together as a PDF and an SVG file. Raises UserError."""
         columns = 2 if len(self.panels) == 4 else 3
-        spec = _spec(alt.concat(*self.panels, columns=columns))
+        spec = {**_spec(alt.concat(*self.panels, columns=columns)), "background": "white"}
         forms = {
             "pdf": vl_convert.vegalite_to_pdf(spec),
             "svg": vl_convert.vegalite_to_svg(spec).encode(),
