@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Two threads for tiny models win nothing, and beside a busy process they are many times slower.
@@ -14,6 +15,10 @@ import soundfile
 import yaml
 
 from tests import tiny
+
+# What a shell without job control starts in the background is deaf to Ctrl-C, and so its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("SPEECH_SAMPLE", str(ROOT.parent / "shared" / "speech"))
