@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
-from transformers import HubertModel
 
 from upstream.base import SAMPLE_RATE
 from upstream.common.progress import progress
 from upstream.common.schema import Amount, Positive
+
+if TYPE_CHECKING:  # seconds, in every command that fine-tunes or merges
+    from transformers import HubertModel
 
 WINDOW, HOP = 400, 320  # receptive field and stride of the stem, samples
 MEL, NARROW = 40, 48  # mel bands; narrow-band bins up to 1.5 kHz, where the pitch shows
