@@ -14,8 +14,6 @@ import pytest
 import soundfile
 import yaml
 
-from tests import tiny
-
 # What a shell without job control starts in the background is deaf to Ctrl-C, and so its children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,6 +66,8 @@ def suite(tmp_path: Path, tones: Path) -> Path:
 @pytest.fixture
 def recipes(suite: Path) -> Path:
     """The suite with a merged upstream: a tiny HuBERT, fine-tuned on the labels."""
+    from tests import tiny  # torch and transformers, which xdist's own process needs for nothing
+
     base = tiny.hf_folder(suite.parent, "hubert")
     common = {"kind": "finetune", "upstream": str(base), "steps": 20, "batch": 6}
     for name, task in (("finetune", "label"), ("finetune_word", "word")):

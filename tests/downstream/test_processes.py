@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import tiny
-from tests.conftest import ROOT
+from tests.test_cli import ROOT, call
 
 PATIENCE = 300.0  # seconds; a busy machine imports torch for half a minute
 
@@ -37,12 +38,6 @@ class Command:
     @property
     def output(self) -> str:
         return self.log.read_text()
-
-    @property
-    def table(self) -> str:
-        """What is printed when all is done, without what there was to do and what it cost."""
-        lines = self.output[self.output.index("upstream ") :].splitlines()
-        return "\n".join(line for line in lines if " of memory, " not in line)
 
     def alive(self) -> bool:
         """Whether any process of the session is left."""
@@ -75,6 +70,26 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+def table(output: str) -> str:
+    """What is printed when all is done, without what there was to do and what it cost."""
+    lines = output[output.index("upstream ") :].splitlines()
+    return "\n".join(line for line in lines if " of memory, " not in line)
+
+
+@pytest.fixture
+def alone(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """A command in this process, which has imported all of it; its output."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*words: object) -> str:
+        assert call(*words, "--workers", 1) == 0
+        return capsys.readouterr().out
+
+    yield run
+    torch.set_num_threads(threads)
+
+
 def files(results: Path) -> dict[str, bytes]:
     """What must not depend on who computed it."""
     return {
@@ -85,17 +100,16 @@ def files(results: Path) -> dict[str, bytes]:
 
 
 def test_identical_commands_share_the_work(
-    recipes: Path, tmp_path: Path, start: Callable[..., Command]
+    recipes: Path, tmp_path: Path, start: Callable[..., Command], alone: Callable[..., str]
 ) -> None:
     """Fine-tuning, merging, passes and cells: each is done once, by one of three processes."""
-    words = ("--upstream", "merged", "--suite", recipes, "--workers", 1, "--results")
-    alone = start(*words, tmp_path / "alone")
-    assert alone.end() == 0, alone.output
-    together = [start(*words, tmp_path / "shared") for _ in range(3)]
+    words = ("--upstream", "merged", "--suite", recipes, "--results")
+    together = [start(*words, tmp_path / "shared", "--workers", 1) for _ in range(3)]
+    due = table(alone(*words, tmp_path / "alone"))
     for command in together:
         assert command.end() == 0, command.output
         assert "Traceback" not in command.output
-        assert command.table == alone.table.replace("alone", "shared")
+        assert table(command.output) == due.replace("alone", "shared")
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
     assert len(list((tmp_path / "shared").rglob("score.json"))) == 12
     lines = [line for command in together for line in command.output.splitlines()]
@@ -103,17 +117,16 @@ def test_identical_commands_share_the_work(
 
 
 def test_a_killed_command_leaves_its_work_to_the_other(
-    suite: Path, tmp_path: Path, start: Callable[..., Command]
+    suite: Path, tmp_path: Path, start: Callable[..., Command], alone: Callable[..., str]
 ) -> None:
     base = tiny.hf_folder(tmp_path)
     words = ("--upstream", base, "--suite", suite, "--results")
-    alone = start(*words, tmp_path / "alone", "--workers", 1)
-    assert alone.end() == 0, alone.output
     shared = tmp_path / "shared"
     killed = start(*words, shared, "--workers", 2)
     until(lambda: list(shared.glob("*@*/*/*/seed*/.lease*")))
     other = start(*words, shared, "--workers", 1)
     os.killpg(killed.process.pid, signal.SIGKILL)
+    alone(*words, tmp_path / "alone")
     assert other.end() == 0, other.output
     assert files(shared) == files(tmp_path / "alone")
     assert "Traceback" not in other.output
