@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Two threads for tiny models win nothing, and beside a busy process they are many times slower.
@@ -78,3 +79,12 @@ def recipes(suite: Path) -> Path:
     content = {"kind": "merge", "base": str(base), "tuned": ["finetune.yaml"]}
     (suite / "merged.yaml").write_text(yaml.safe_dump({**content, "params": {"alpha": 0.25}}))
     return suite
+
+
+@pytest.fixture(autouse=bool(os.environ.get("PRETEND_GPU")))
+def on_a_pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With PRETEND_GPU=1 any test runs as on a machine with a GPU (tests/pretend.py)."""
+    from tests.pretend import pretended
+
+    with pretended(monkeypatch):
+        yield

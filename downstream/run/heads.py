@@ -44,7 +44,7 @@ def file(folder: Path, fold: str) -> Path:
 def keep(folder: Path, fold: str, head: Head, labels: Labels) -> None:
     """Write a head with its layer weights and its classes. Raises UserError."""
     facts = {"symbols": labels.symbols, "sizes": labels.sizes, "frame": labels.frame}
-    tensors = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in head.state_dict().items()}
     path = file(folder, fold)
     with disk.writing(path), disk.whole(path) as part:
         save_file(tensors, part, {"labels": json.dumps(facts)})
