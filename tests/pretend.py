@@ -87,6 +87,9 @@ class _Named(TorchFunctionMode):
             args, kwargs = tree_map(_heard, (args, kwargs))
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Far):
             args = (args[0], _index(args[1]), *args[2:])
+        if func is torch.nn.functional.ctc_loss and isinstance(args[0], Far):  # takes lengths from either
+            lens = [Far(each.clone()) for each in args[2:4]]
+            args = (*args[:2], *lens, *args[4:])
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == META:
             return func(*args, **{**kwargs, "device": CPU}).to(META)
         return func(*args, **kwargs)
@@ -121,7 +124,10 @@ def _do(func: Any, args: Any, kwargs: dict[str, Any], waits: list[str]) -> Any:
     by_mask = packet in BY_INDEX and any(
         isinstance(t, Far) and t.dtype == torch.bool for t in args[1]
     )
-    if far and (packet in WAIT or back or by_mask or (packet is aten._to_copy and not there)):
+    copied = packet is aten._to_copy and (bool(far) != there or not far)
+    # a copy between the two waits, if it is not asked to go on from locked memory
+    waited = copied and not (kwargs.get("non_blocking") and (far or hasattr(near[0], "locked")))
+    if waited or (far and (packet in WAIT or back or by_mask)):
         waits.append(str(func))
     if packet is aten._fused_sdp_choice:
         return 0  # plain mathematics
@@ -143,6 +149,12 @@ def _do(func: Any, args: Any, kwargs: dict[str, Any], waits: list[str]) -> Any:
 
 def _near(value: Any) -> Any:
     return value.near if isinstance(value, Far) else value
+
+
+def _locked(tensor: Tensor) -> Tensor:
+    copy = tensor.clone()
+    copy.locked = True  # type: ignore[attr-defined]
+    return copy
 
 
 class _Event:
@@ -186,7 +198,7 @@ def pretended(patch: pytest.MonkeyPatch) -> Iterator[Device]:
     }.items():
         patch.setattr(torch.cuda, name, value)
     patch.setattr(torch.backends.cudnn, "is_acceptable", lambda _: False)
-    patch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self)
+    patch.setattr(torch.Tensor, "pin_memory", _locked)
     autocast = torch.autocast
     patch.setattr(torch, "autocast", lambda _, *a, **given: autocast("cpu", *a, **given))
     before = torch.__future__.get_overwrite_module_params_on_conversion()

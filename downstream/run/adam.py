@@ -23,13 +23,14 @@ class Adam:
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter from its gradient."""
+    def step(self, unless: Tensor | None = None) -> None:
+        """Update every parameter from its gradient; `unless` that is true, which a GPU looks at."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         adam(
             self.parameters, grads, self.first, self.second, [], self.steps, fused=True,
             decoupled_weight_decay=self.decoupled, weight_decay=0.01 * self.decoupled, lr=self.lr,
             beta1=0.9, beta2=0.999, eps=1e-8, amsgrad=False, maximize=False,
+            found_inf=None if unless is None else unless.float(),
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from upstream.base import Upstream
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.schema import build
-from upstream.features.codec import Kind, decode, encode
+from upstream.features.codec import Kind, decode, encode, require
 from upstream.features.forward import forward
 
 
@@ -95,7 +95,9 @@ def predict(kept: Sequence[Kept], upstream: Upstream, path: str) -> list[str]:
         if kind == "mean":
             x = hidden.mean()
         else:  # a frame is rounded as in training
-            x = decode(encode(kind, hidden.layers, path)[0])
+            coded = encode(kind, hidden.layers, hidden.lens)
+            require(coded.fits, [path])
+            x = decode(coded.arrays)
         with torch.inference_mode():
             output = head.predict(head(x, hidden.lens), hidden.lens)[0]
         texts.append(task.say(output, labels, chosen))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream.tasks.heads import Head
+from upstream.features.device import moved
 
 UNLABELLED = -100  # frames that no segment covers: neither learnt nor counted
 
@@ -33,10 +34,11 @@ class FrameLabels(Head):
         targets: for each utterance (class, first frame, frame after the last). What they say
         beyond the features is cut; s3prl repeats the last feature frame there instead.
         """
-        right = torch.full(logits.shape[:2], UNLABELLED, device=logits.device)
+        right = torch.full(logits.shape[:2], UNLABELLED)
         for row, target, n in zip(right, targets, lens.tolist()):
             for number, first, end in target:
                 row[first : min(end, n)] = number
+        right = moved(right, logits.device)
         total = F.cross_entropy(logits.transpose(1, 2), right, reduction="sum")
         return total / (right != UNLABELLED).sum().clamp(min=1)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from upstream.base import valid
 from upstream.common.schema import Bound, Dropout
+from upstream.features.device import moved
 
 Width = Annotated[int, Bound(1, 2**16)]  # of a layer
 Depth = Annotated[int, Bound(1, 64)]  # layers
@@ -44,7 +45,10 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def loss(self, logits: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-        """Scalar training loss; targets are class indices per utterance."""
+        """Scalar training loss; targets are class indices per utterance.
+
+        lens may be on the CPU where logits are on a GPU, which then need not be waited for.
+        """
         raise NotImplementedError
 
     def counts(self, frames: int, target: Sequence[Any]) -> float:
@@ -78,7 +82,7 @@ class Utterance(Head):
 
     def loss(self, logits: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
         """The cross-entropies of all questions, summed (s3prl downstream/fluent_commands)."""
-        right = torch.tensor(targets, device=logits.device).T
+        right = moved(torch.tensor(targets), logits.device).T
         parts = zip(self._parts(logits), right)
         return torch.stack([F.cross_entropy(x, y - first) for (x, first), y in parts]).sum()
 
@@ -102,7 +106,7 @@ class CTC(Head):
     def loss(self, logits: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
         return F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1),
-            torch.tensor([i for t in targets for i in t], device=logits.device),
+            moved(torch.tensor([i for t in targets for i in t]), logits.device),
             lens,
             torch.tensor([len(t) for t in targets], device=lens.device),
             zero_infinity=True,

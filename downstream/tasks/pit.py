@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from downstream.tasks.heads import Depth, Head, Width
 from upstream.base import valid
+from upstream.features.device import moved
 
 
 class RecurrentPIT(Head):
@@ -38,10 +39,12 @@ class RecurrentPIT(Head):
         decide how many frames there are: what a target says beyond them is cut. s3prl repeats the
         last feature frame instead, which differs by one frame at the end at most.
         """
-        active = torch.zeros_like(logits)
+        active = torch.zeros(logits.shape)
         for row, target in zip(active, targets):
             for speaker, first, end in target:
                 row[first:end, speaker] = 1
+        active = moved(active, logits.device)
+        lens = moved(lens, logits.device)
         mask = valid(lens, logits.shape[1])
         each = [  # s3prl's orders: every permutation of the labels
             F.binary_cross_entropy_with_logits(logits, active[:, :, order], reduction="none")

@@ -6,16 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from upstream.features.device import moved
+
 WARP = 5  # frames
 FREQUENCY = (50, 4)  # widest mask, number of masks, over feature dimensions
 TIME = (40, 2)
 
 
 def specaug(x: Tensor, lens: Tensor) -> Tensor:
-    """[B, T, D] zero-padded -> the same shape: time warp, then frequency masks, then time masks."""
-    x = torch.stack([_warp(item, int(n)) for item, n in zip(x, lens)])
-    x = x * _keep(x.shape[0], x.shape[2], *FREQUENCY, x.device)[:, None, :]
-    return x * _keep(x.shape[0], x.shape[1], *TIME, x.device)[:, :, None]
+    """[B, T, D] zero-padded -> the same shape: time warp, then frequency masks, then time masks.
+
+    lens [B]: best of the CPU, which draws all random numbers, also where x is on a GPU.
+    """
+    x = torch.stack([_warp(item, n) for item, n in zip(x, lens.tolist())])
+    x = x * moved(_keep(x.shape[0], x.shape[2], *FREQUENCY), x.device)[:, None, :]
+    return x * moved(_keep(x.shape[0], x.shape[1], *TIME), x.device)[:, :, None]
 
 
 def _warp(item: Tensor, n: int) -> Tensor:
@@ -33,13 +38,13 @@ def _resize(part: Tensor, length: int) -> Tensor:
     return F.interpolate(part[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
 
 
-def _keep(batch: int, length: int, widest: int, masks: int, device: torch.device) -> Tensor:
+def _keep(batch: int, length: int, widest: int, masks: int) -> Tensor:
     """[B, length] of 1 and 0: `masks` random spans of width 0..widest-1 per utterance are 0."""
-    keep = torch.ones(batch, length, device=device)
-    positions = torch.arange(length, device=device)
+    keep = torch.ones(batch, length)
+    positions = torch.arange(length)
     for _ in range(masks):
-        width = torch.randint(0, widest, (batch, 1), device=device)
+        width = torch.randint(0, widest, (batch, 1))
         last = max(1, length - int(width.max()))
-        start = torch.randint(0, last, (batch, 1), device=device)
+        start = torch.randint(0, last, (batch, 1))
         keep = keep * ~((positions >= start) & (positions < start + width))
     return keep

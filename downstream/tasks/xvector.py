@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from downstream.tasks.heads import Head, Width
 from upstream.base import valid
 from upstream.common.schema import Amount, Share
+from upstream.features.device import moved
 
 CONTEXT = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))  # frames seen and their distance, layer by layer
 LOST = sum((size - 1) * dilation for size, dilation in CONTEXT)  # 14 frames
@@ -73,7 +74,7 @@ class XVector(Head):
 
     def loss(self, logits: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
         """Cross-entropy of scaled cosines to the speakers' weights, the right one less `margin`."""
-        right = torch.tensor(targets, device=logits.device).flatten()
+        right = moved(torch.tensor(targets), logits.device).flatten()
         vectors = F.normalize(self.last(logits).relu(), dim=1)
         cosines = vectors @ F.normalize(self.speakers, dim=0)
         margins = self.margin * F.one_hot(right, cosines.shape[1])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from downstream.run.train import Stream, bounded
+from downstream.run.order import Stream, bounded
 from merging.tuning.recipe import TuningRecipe
 from upstream.base import SAMPLE_RATE
 from upstream.features.clips import Clip

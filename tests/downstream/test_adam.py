@@ -18,12 +18,12 @@ import copy, sys, torch
 from downstream.run.adam import Adam
 from downstream.base import HEADS
 from downstream.recipe import Train
-from downstream.run.train import Batch, _Run
+from downstream.run.learner import Batch, Lanes, Learner
 options, shape = {"projector": 4, "hidden": 4}, (2, 5, 3)
 first = HEADS["recurrent_ctc"](*shape, **options)
 train = Train(steps=1, batch=2, lr=[1e-3], eval_every=1)
-run = _Run(train, 1e-3, copy.deepcopy(first))
-run.backward(Batch(torch.randn(2, 2, 9, 5), torch.tensor([9, 7]), [[1], [2]]))
+run = Learner(train, 1e-3, copy.deepcopy(first))
+Lanes([run], "cpu").backward(Batch(torch.randn(2, 2, 9, 5), torch.tensor([9, 7]), [[1], [2]]), 0)
 run.update()
 assert any((p != q).any() for p, q in zip(run.head.parameters(), first.parameters()))
 print("torch._dynamo" in sys.modules)

@@ -13,8 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 from downstream import recipe
 from downstream.base import Example, Item
 from downstream.run import train
+from downstream.run.learner import Learner
+from downstream.run.order import Stream
 from downstream.run.prepare import Prepared, folds, prepare
-from downstream.run.train import Data, Stream, dev_score, fit, predict
+from downstream.run.train import Data, dev_score, fit, predict
 from downstream.tasks import asr, er
 from downstream.tasks.heads import FrameCTC
 from upstream.features.clips import Clip
@@ -79,17 +81,17 @@ def test_best_step_is_chosen_on_dev(suite: Path) -> None:
     """With a learning rate that diverges later, the kept head is the early good one."""
     data, split = separable()
     scores = []
-    original = train._Run.keep
+    original = Learner.keep
 
-    def spy(run: train._Run, dev: float, metric: object) -> None:
+    def spy(run: Learner, dev: float, metric: object) -> None:
         scores.append(dev)
         original(run, dev, metric)  # type: ignore[arg-type]
 
-    train._Run.keep = spy  # type: ignore[method-assign]
+    Learner.keep = spy  # type: ignore[method-assign]
     try:
         fitted = fit(task(suite, "train.lr=[0.3]", "train.eval_every=5"), data, split, seed=0)
     finally:
-        train._Run.keep = original  # type: ignore[method-assign]
+        Learner.keep = original  # type: ignore[method-assign]
     assert fitted.dev["0.3"] == max(scores) and len(scores) == 12
 
 
@@ -115,18 +117,18 @@ def test_resumed_training_equals_an_unbroken_one(
     one = task(suite, "train.eval_every=10")
     unbroken = fit(one, data, split, seed=1)
     monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
-    state, original, steps = tmp_path / "state.pt", train._Run.update, []
+    state, original, steps = tmp_path / "state.pt", Learner.update, []
 
-    def stop(run: train._Run) -> None:
+    def stop(run: Learner) -> None:
         steps.append(1)
         if len(steps) > 2 * 35:  # two learning rates
             raise KeyboardInterrupt
         original(run)
 
-    monkeypatch.setattr(train._Run, "update", stop)
+    monkeypatch.setattr(Learner, "update", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(one, data, split, seed=1, state=state)
-    monkeypatch.setattr(train._Run, "update", original)
+    monkeypatch.setattr(Learner, "update", original)
     resumed = fit(one, data, split, seed=1, state=state)
     assert resumed.dev == unbroken.dev and resumed.lr == unbroken.lr
     for ours, theirs in zip(resumed.head.parameters(), unbroken.head.parameters()):

@@ -17,7 +17,8 @@ from torch.utils.data import WeightedRandomSampler
 from downstream.base import METRICS, Count
 from downstream.report.compare import compare
 from downstream.report.results import load_results, save
-from downstream.run.train import Data, Stream, balanced, dev_score, drawn, fit, predict
+from downstream.run.order import Stream, balanced, drawn
+from downstream.run.train import Data, dev_score, fit, predict
 from downstream.tasks import er, ic, ks, sf
 from downstream.tasks.heads import RecurrentCTC, Utterance
 from tests.corpora import fault

@@ -123,10 +123,10 @@ def test_int8_reports_its_measured_error(encoder: Encoder, some: list[Clip], sto
 
 
 def test_a_silent_frame_survives_int8() -> None:
-    x = torch.zeros(2, 3, 4)
-    x[0, 0] = torch.tensor([0.0, 1.0, -127.0, 63.4])
-    arrays, _ = cache.encode("int8", x)
-    assert arrays["rows"][0, 0].tolist() == [0, 1, -127, 63] and not arrays["rows"][1].any()
+    x = torch.zeros(2, 1, 3, 4)
+    x[0, 0, 0] = torch.tensor([0.0, 1.0, -127.0, 63.4])
+    rows = cache.encode("int8", x, torch.tensor([3])).arrays["rows"]
+    assert rows[0, 0, 0].tolist() == [0, 1, -127, 63] and not rows[1].any()
 
 
 def test_batches_share_one_allocation(encoder: Encoder, some: list[Clip], store: Store) -> None:

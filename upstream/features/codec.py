@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from upstream.base import valid
 from upstream.common.errors import UserError
 
 # time means, float32 [L, D]; frames [T, L, D], in 8 bits with a scale per frame and layer; the
@@ -31,23 +32,39 @@ class Features(Protocol):
         """x [L, B, T, D] zero-padded (or [L, B, D] for means) float32 and lens [B]."""
 
 
-def encode(kind: Kind, x: Tensor, name: str = "") -> tuple[dict[str, Tensor], float]:
-    """What `kind` keeps of x [..., D] float32, and the relative RMS error of doing so.
+class Coded(NamedTuple):
+    """What a kind keeps of a batch, where the batch is; nothing of it has been looked at."""
+
+    arrays: dict[str, Tensor]  # rows [L, B, T, D], scales [L, B, T]
+    error: Tensor  # [B] relative RMS error, 0 for all kinds but int8
+    fits: Tensor  # [B] bool: whether its numbers are small enough
+
+
+def encode(kind: Kind, x: Tensor, lens: Tensor) -> Coded:
+    """What `kind` keeps of frames x [L, B, T, D] float32, with what that does to the valid ones.
 
     The error is over frames and layers, each relative to its own size; it is measured for int8
-    only, 0 otherwise. Raises UserError, naming `name`, for numbers too large for float16.
+    only.
     """
+    error, fits = torch.zeros(x.shape[1]), torch.ones(x.shape[1], dtype=torch.bool)
+    padding = ~valid(lens, x.shape[2])[None, :, :, None]
     if kind == "float16":
         half = x.half()
-        if not torch.isfinite(half).all():
-            raise UserError(f"{name}: hidden states too large for float16; use frames: int8")
-        return {"rows": half}, 0.0
+        return Coded({"rows": half}, error, (torch.isfinite(half) | padding).all(-1).all(2).all(0))
     if kind != "int8":
-        return {"rows": x}, 0.0
+        return Coded({"rows": x}, error, fits)
     scales = (x.abs().amax(-1) / 127).clamp(min=SMALLEST)
     arrays = {"rows": (x / scales[..., None]).round().to(torch.int8), "scales": scales}
-    noise = (decode(arrays) - x).square().mean(-1)
-    return arrays, float((noise / x.square().mean(-1).clamp(min=SMALLEST)).mean().sqrt())
+    noise = (decode(arrays) - x).square().mean(-1) / x.square().mean(-1).clamp(min=SMALLEST)
+    total = noise.masked_fill(padding[..., 0], 0).sum(2).mean(0)
+    return Coded(arrays, (total / lens).sqrt(), fits)
+
+
+def require(fits: Tensor, names: Sequence[str]) -> None:
+    """Raises UserError, with the name, for an utterance whose numbers are too large for float16."""
+    for name, one in zip(names, fits.tolist(), strict=True):
+        if not one:
+            raise UserError(f"{name}: hidden states too large for float16; use frames: int8")
 
 
 def decode(arrays: dict[str, Tensor]) -> Tensor:

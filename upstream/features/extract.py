@@ -11,14 +11,16 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from upstream.base import SAMPLE_RATE, Hidden, Upstream
+from upstream.base import SAMPLE_RATE, Upstream
 from upstream.common.progress import progress
+from upstream.features.ahead import ahead
 from upstream.features.clips import Clip
-from upstream.features.codec import Kind, encode
-from upstream.features.forward import Run, Source, ahead, convolved, whole
-from upstream.features.shards import Writer
+from upstream.features.codec import Coded, Kind, encode, require
+from upstream.features.forward import Run, Source, convolved, whole
+from upstream.features.shards import Array, Writer
 from upstream.features.store import Store
 
 SHARD_SECONDS = 600.0
@@ -126,24 +128,69 @@ def _make(
 
 def _write(source: Source, writers: dict[Target, Writer], batch_seconds: float, what: str) -> None:
     order = batches(source.clips, batch_seconds)
+    before: _Leaving | None = None
     for indices, items in progress(ahead(source.read, order), what, len(order)):
-        hidden, means = source.hidden(indices, items)
-        for row, clip in enumerate(source.clips[i] for i in indices):
-            for (_, kind), writer in writers.items():
-                if clip in writer.wanted:
-                    arrays, error = encode(kind, _rows(kind, hidden, means, row), clip.path)
-                    rows = {name: t.contiguous().cpu().numpy() for name, t in arrays.items()}
-                    writer.add(clip, rows, int(hidden.lens[row]), error)
+        leaving = _Leaving(source, indices, items, [kind for _, kind in writers])
+        if before:  # while it is written, a GPU computes the next batch
+            before.write(writers)
+        before = leaving
+        if not leaving.under_way:
+            before = leaving.write(writers)
+    if before:
+        before.write(writers)
     for writer in writers.values():
         writer.commit()
 
 
-def _rows(kind: Kind, hidden: Hidden, means: Tensor, row: int) -> Tensor:
-    """Of the item `row` of a batch, unpadded: means [1, L, D], [T, C] of a CNN, or [T, L, D]."""
-    if kind == "mean":
-        return means[None, :, row]
-    frames = hidden.layers[:, row, : int(hidden.lens[row])].transpose(0, 1)
-    return frames[:, 0] if kind == "cnn" else frames
+class _Leaving:
+    """A batch on its way from the device to the disk."""
+
+    def __init__(
+        self, source: Source, indices: Sequence[int], items: list[Tensor], kinds: Sequence[Kind]
+    ) -> None:
+        self.source, self.indices = source, indices
+        hidden, means = source.hidden(indices, items)
+        self.lens, self.means = _sent(hidden.lens), _sent(means)
+        self.coded = dict[Kind, Coded]()
+        for kind in kinds:
+            if kind != "mean":
+                arrays, *facts = encode(kind, hidden.layers, hidden.lens)
+                # by utterance and frame, as they are kept
+                rows = {name: _sent(x.movedim(0, 2).contiguous()) for name, x in arrays.items()}
+                self.coded[kind] = Coded(rows, *map(_sent, facts))
+        self.under_way = hidden.layers.is_cuda
+        if self.under_way:
+            self.sent = torch.cuda.Event()
+            self.sent.record()
+
+    def write(self, writers: dict[Target, Writer]) -> None:
+        """Wait until it is here, and add it. Raises UserError for what cannot be kept."""
+        if self.under_way:
+            self.sent.synchronize()
+        clips = [self.source.clips[i] for i in self.indices]
+        self.source.require(self.indices, self.lens, self.means)
+        for coded in self.coded.values():
+            require(coded.fits, [clip.path for clip in clips])
+        for row, (clip, n) in enumerate(zip(clips, self.lens.tolist())):
+            for (_, kind), writer in writers.items():
+                if clip in writer.wanted:
+                    arrays, error = self._of(kind, row, n)
+                    writer.add(clip, arrays, n, error)
+
+    def _of(self, kind: Kind, row: int, n: int) -> tuple[dict[str, Array], float]:
+        """Of one item: means [1, L, D], [T, C] of a CNN, or [T, L, D]; with its error."""
+        if kind == "mean":
+            return {"rows": self.means[None, :, row].contiguous().numpy()}, 0.0
+        arrays, error, _ = self.coded[kind]
+        rows = {name: x[row, :n].numpy() for name, x in arrays.items()}
+        return {name: x[:, 0] if kind == "cnn" else x for name, x in rows.items()}, float(
+            error[row]
+        )
+
+
+def _sent(x: Tensor) -> Tensor:
+    """On its way to the CPU; from a GPU it arrives later, in locked memory."""
+    return x.to("cpu", non_blocking=True)
 
 
 def batches(clips: Sequence[Clip], batch_seconds: float) -> list[list[int]]:

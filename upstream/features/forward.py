@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,9 +19,6 @@ from upstream.features.clips import Clip, require_unchanged
 from upstream.features.store import Store
 
 Run = Callable[[Upstream, list[Tensor]], Hidden]
-K = TypeVar("K")
-V = TypeVar("V")
-AHEAD = 4  # batches that are read, each in a thread, while the encoder works
 
 
 def whole(upstream: Upstream, wavs: list[Tensor]) -> Hidden:
@@ -104,30 +99,27 @@ class Source:
         return wavs
 
     def hidden(self, indices: Sequence[int], items: list[Tensor]) -> tuple[Hidden, Tensor]:
-        """The batch and its means [L, B, D], from what `read` gave. Raises UserError for NaN."""
+        """The batch and its means [L, B, D], from what `read` gave; `require` looks at them."""
         run = contextual if self._has_outputs(indices) else self.run
         hidden = forward(self.upstream, items, run)
-        means = hidden.mean()  # over valid frames: one NaN in any shows
+        return hidden, hidden.mean()
+
+    def require(self, indices: Sequence[int], lens: Tensor, means: Tensor) -> None:
+        """Raises UserError for lens [B] that cannot be, and for hidden states that are NaN.
+
+        On a GPU this waits for the batch, unless lens and means have been copied from there.
+        """
+        if not bool((lens > 0).all()):
+            name = self.upstream.source or type(self.upstream).__name__
+            raise UserError(f"{name}: gives utterances of no frames: lens {lens.tolist()}")
+        # over valid frames: one NaN in any shows
         for index, finite in zip(indices, torch.isfinite(means).all(-1).all(0).tolist()):
             if not finite:
                 path = self.clips[index].path
                 raise UserError(f"{path}: the upstream gives NaN or infinite hidden states")
-        return hidden, means
 
     def _has_outputs(self, indices: Sequence[int]) -> bool:
         return all(i in self.row for i in indices)
-
-
-def ahead(read: Callable[[K], V], order: Iterable[K]) -> Iterator[tuple[K, V]]:
-    """Each of `order` with what was read for it in a thread, while those before were in use."""
-    rest = iter(order)
-    with ThreadPoolExecutor(AHEAD) as pool:
-        coming = [(item, pool.submit(read, item)) for item in islice(rest, AHEAD)]
-        while coming:
-            item, future = coming.pop(0)
-            value = future.result()
-            coming += [(later, pool.submit(read, later)) for later in islice(rest, 1)]
-            yield item, value
 
 
 def _as_promised(upstream: Upstream, hidden: Any, count: int) -> Hidden:
@@ -137,7 +129,8 @@ def _as_promised(upstream: Upstream, hidden: Any, count: int) -> Hidden:
         shape, frames, types = list(layers.shape), layers.shape[2], (layers.dtype, lens.dtype)
         fits = shape == [upstream.num_layers, count, frames, upstream.dim]
         fits = fits and types == (torch.float32, torch.int64) and lens.shape == (count,)
-        fits = fits and 0 < int(lens.min()) <= int(lens.max()) <= frames
+        # on a GPU a look at the numbers would wait for the batch: see Source.require
+        fits = fits and (lens.is_cuda or 0 < int(lens.min()) <= int(lens.max()) <= frames)
         gives = f"layers {shape} {types[0]} and lens {lens.tolist()} {types[1]}"
     except (AttributeError, IndexError, TypeError, ValueError):
         fits, gives = False, type(hidden).__name__

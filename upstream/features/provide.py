@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from upstream.base import SAMPLE_RATE, Upstream
+from upstream.base import SAMPLE_RATE, Upstream, valid
 from upstream.common import disk
+from upstream.features.ahead import ahead
 from upstream.features.clips import Clip
-from upstream.features.codec import Features, Kind, decode, encode
+from upstream.features.codec import Features, Kind, decode, encode, require
 from upstream.features.extract import bytes_of, extract, shape
-from upstream.features.forward import Source, ahead, convolved
-from upstream.features.store import Store
+from upstream.features.forward import Source, convolved
+from upstream.features.store import Kept, Store
 
 Where = Literal["auto", "cache", "recompute"]
 FREE_SHARE = 0.5  # of the free disk that frames may take when nobody says where they belong
@@ -59,15 +60,20 @@ Indices = Sequence[int]
 
 
 def in_order(
-    features: Features, order: Iterable[Indices]
+    features: Features, order: Iterable[Indices], device: torch.device | str | None = None
 ) -> Iterator[tuple[Indices, Tensor, Tensor]]:
-    """Each of `order` with its `features.batch`; audio is read ahead in threads."""
+    """Each of `order` with its `features.batch`: x where it comes, or on a device; lens [B] of the
+    CPU. What has to be read or decoded for a GPU is read ahead in threads."""
     if isinstance(features, Recomputed):
         for indices, items in ahead(features.read, order):
-            yield indices, *features.compute(indices, items)
+            x, lens = features.compute(indices, items)
+            yield indices, x if device is None else x.to(device), lens.cpu()
+    elif isinstance(features, Kept) and device is not None and torch.device(device).type == "cuda":
+        yield from features.on(torch.device(device), order)
     else:
         for indices in order:
-            yield indices, *features.batch(indices)
+            x, lens = features.batch(indices)
+            yield indices, x if device is None else x.to(device), lens.cpu()
 
 
 class Recomputed(Source):
@@ -110,18 +116,19 @@ class Recomputed(Source):
         """The batch, from what `read` gave for it."""
         if self._kept(indices):
             return self.kept.batch([self.there[i] for i in indices])
-        return stack([arrays for _, arrays in self.rounded(indices, items)])
+        arrays, lens = self.rounded(indices, items)
+        x = decode(arrays)
+        return x.masked_fill(~valid(lens, x.shape[2])[None, :, :, None], 0), lens
 
-    def rounded(
-        self, indices: Indices, items: list[Tensor]
-    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """What would be kept of each: arrays of [L, T, ...], where the upstream is."""
-        hidden, _ = self.hidden(indices, items)
-        for row, (index, n) in enumerate(zip(indices, hidden.lens.tolist())):
-            frames = hidden.layers[:, row, :n]
-            arrays, error = encode(self.kind, frames, self.clips[index].path)
-            self.squares, self.count = self.squares + error**2, self.count + 1
-            yield index, arrays
+    def rounded(self, indices: Indices, items: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """What would be kept of a batch, where the upstream is: arrays [L, B, T, ...], lens [B]."""
+        hidden, means = self.hidden(indices, items)
+        self.require(indices, hidden.lens, means)
+        arrays, error, fits = encode(self.kind, hidden.layers, hidden.lens)
+        require(fits, [self.clips[i].path for i in indices])
+        self.squares += float(error.double().square().sum())
+        self.count += len(indices)
+        return arrays, hidden.lens
 
     def _kept(self, indices: Indices) -> bool:
         return all(i in self.there for i in indices)

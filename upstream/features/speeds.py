@@ -17,8 +17,9 @@ import torch
 
 from upstream.base import SAMPLE_RATE, Upstream
 from upstream.common import disk
+from upstream.features.ahead import AHEAD
 from upstream.features.clips import Clip
-from upstream.features.forward import AHEAD, forward
+from upstream.features.forward import forward
 
 PROBE = 60.0  # seconds of audio that are decoded, and in a batch of the encoder
 SAMPLE = 256 << 20  # bytes that the disk is tried with

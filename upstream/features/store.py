@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast, get_args
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from upstream.common import disk
 from upstream.common.errors import UserError
+from upstream.features import device as on_gpu
 from upstream.features import shards
 from upstream.features.clips import Clip
 from upstream.features.codec import Features, Kind
@@ -60,6 +61,7 @@ class Kept:
         self.error = float(np.square(table[:, 3]).mean() ** 0.5)
         *layers, self.dim = shelf[0].arrays["rows"].shape
         self.layers = layers[0] if layers else 1
+        self.resident: on_gpu.Resident | None = None
         self.values: Tensor | None = None  # all means [L, N, D]
         if self.mean and 4 * len(table) * self.layers * self.dim <= IN_MEMORY:
             self.values, _ = self.batch(range(len(table)))
@@ -80,6 +82,34 @@ class Kept:
             if "scales" in arrays:
                 x[:, row, :n] *= arrays["scales"].T[:, :, None]
         return torch.from_numpy(x[:, :, 0] if self.mean else x), lens
+
+    def rows(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """What is kept of them, as it is kept, for a device to decode: [B, T, L, ...], lens [B].
+
+        Raises UserError for a damaged shard.
+        """
+        lens = self.lens[torch.as_tensor(indices)]
+        counts = [1] * len(lens) if self.mean else lens.tolist()
+        whole: dict[str, Array] = {}
+        for row, (index, n) in enumerate(zip(indices, counts)):
+            for name, array in self._read(index, n).items():
+                if name not in whole:
+                    shape = (len(counts), max(counts), *array.shape[1:])
+                    whole[name] = np.zeros(shape, array.dtype)
+                whole[name][row, :n] = array
+        return {name: torch.from_numpy(array) for name, array in whole.items()}, lens
+
+    def on(
+        self, device: torch.device, order: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[Sequence[int], Tensor, Tensor]]:
+        """Each of `order` with its batch on a GPU, where all stays if there is room."""
+        if self.resident is None and on_gpu.fits(self, device):
+            self.resident = on_gpu.Resident(self, device)
+        if self.resident is None:
+            yield from on_gpu.batches(self, order, device)
+        else:
+            for indices in order:
+                yield indices, *self.resident.batch(indices)
 
     def _read(self, index: int, count: int) -> dict[str, Array]:
         """The arrays of an utterance's rows."""

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from upstream.base import Upstream
+from upstream.features.ahead import ahead
 from upstream.features.clips import Clip
 from upstream.features.codec import Kind
 from upstream.features.extract import batches
-from upstream.features.forward import Source, ahead
+from upstream.features.forward import Source
 from upstream.features.provide import Indices, Recomputed, stack
 from upstream.features.store import Store
 
@@ -38,8 +39,11 @@ class Window:
         todo = sorted(wanted, key=lambda clip: (-clip.seconds, clip.key))
         order = [[self.rows[todo[i].key] for i in part] for part in batches(todo, batch_seconds)]
         for indices, items in ahead(partial(Source.read, self.source), order):
-            for index, arrays in self.source.rounded(indices, items):
-                self.held[self.source.clips[index].key] = arrays
+            arrays, lens = self.source.rounded(indices, items)
+            for row, (index, n) in enumerate(zip(indices, lens.tolist())):
+                # a copy: a part would keep the whole batch, with its padding
+                held = {name: x[:, row, :n].clone() for name, x in arrays.items()}
+                self.held[self.source.clips[index].key] = held
 
     def view(self, clips: Sequence[Clip]) -> View:
         """As `Features` of these by index, as far as they are held."""
