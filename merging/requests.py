@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from downstream.run.cluster import LOCAL, cluster
 from downstream.run.estimate import Unbuilt
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions
@@ -98,7 +101,31 @@ def requests(
     for name in shown:
         if shown.count(name) > 1:
             raise UserError(f"upstream {name} is named twice")
+    if options and options.executor != LOCAL:
+        _build_elsewhere(listed, options)
     return [_settled(each, options) for each in listed], reference
+
+
+def _build_elsewhere(listed: Sequence[Request], options: RunOptions) -> None:
+    """Let a cluster's jobs build what there is not yet: fine-tuning wants the GPUs that they have.
+
+    Those that wait for the same fine-tuning wait for its lease. Raises UserError for a failed one.
+    """
+    waiting = [each for each in listed if _built(each) and _settled(each, None) is each]
+    if not waiting:
+        return
+    with cluster(options.executor, len(waiting), options.store.root / "queue") as executor:
+        for job, outcome in executor(partial(build, options=options), waiting):
+            if outcome.trace:
+                raise UserError(f"{job.name}: {outcome.line}")
+            print(f"{job.name}: {outcome.line}", flush=True)
+
+
+def build(request: Request, options: RunOptions) -> str:
+    """Build one upstream here, alone; what to say of it. Raises UserError."""
+    begun = time.monotonic()
+    _settled(request, replace(options, executor=LOCAL, workers=1))
+    return f"built ({time.monotonic() - begun:.0f} s)"
 
 
 def _built(request: Request) -> Built | None:

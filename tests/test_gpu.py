@@ -34,7 +34,11 @@ def _set(*changes: str) -> list[str]:
     return [word for each in changes for word in ("--set", each)]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task",
+    # in the others are no heads but these
+    [pytest.param(t, marks=[pytest.mark.slow] * (t in ("ks", "ic", "er", "sf"))) for t in TASKS],
+)
 def test_a_task_of_superb_is_the_same_on_a_gpu(
     task: str, superb: Path, tmp_path: Path, gpu: Device  # noqa: F811
 ) -> None:  # fmt: skip
@@ -65,6 +69,7 @@ def test_a_step_does_not_wait_for_the_gpu(
     for steps in (1, 3, 6):  # the first one extracts the features
         gpu.waits.clear()
         words = _set(f"train.steps={steps}", "train.eval_every=99", "train.seeds=1")
+        words += _set("head.depth=1") if task == "asr" else []
         run(superb, base, tmp_path / "r", "cuda", *words)
         waits.append(sorted(gpu.waits))
     assert waits[1] == waits[2] != []

@@ -219,3 +219,36 @@ def test_ctrl_c_ends_the_servers(suite: Path, tmp_path: Path) -> None:
     while servers(tmp_path / "r") and time.monotonic() < deadline + 30:
         time.sleep(0.2)
     assert not servers(tmp_path / "r")
+
+
+def test_fine_tuning_is_a_job_too(
+    recipes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from merging.tuning.loop import Loop
+
+    def never(*_: object) -> None:
+        raise AssertionError("the head has no GPU to fine-tune on")
+
+    monkeypatch.setattr(Loop, "_update", never)
+    names = ["--upstream", "merged:seed=0,1", "--suite", recipes, "--results", tmp_path / "r"]
+    assert call(*names, "--downstream", "label", "--executor", LOCAL) == 0
+    said = capsys.readouterr().out
+    for name in ("finetuned:seed=0", "finetuned:seed=1", "merged:seed=0", "merged:seed=1"):
+        assert f"{name}: built (" in said
+    assert "merged:seed=1" in said.split("minus ")[1]
+    assert call(*names, "--downstream", "label", "--executor", LOCAL) == 0
+    assert "built (" not in capsys.readouterr().out
+
+
+def test_fine_tuning_that_fails_in_a_job_is_one_line(
+    recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (recipes / "finetune.yaml").read_text()
+    (recipes / "finetune.yaml").write_text(text.replace("lr: 0.01", "lr: 1.0e+9"))
+    names = ["--upstream", "merged", "--suite", recipes, "--results", tmp_path / "r"]
+    assert call(*names, "--downstream", "label", "--executor", LOCAL) == 2
+    err = capsys.readouterr().err
+    assert "finetuned: update " in err and "take a smaller lr" in err

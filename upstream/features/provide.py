@@ -15,7 +15,7 @@ from upstream.features.clips import Clip
 from upstream.features.codec import Features, Kind, decode, encode, require
 from upstream.features.extract import bytes_of, extract, shape
 from upstream.features.forward import Source, convolved
-from upstream.features.store import Kept, Store
+from upstream.features.store import Store
 
 Where = Literal["auto", "cache", "recompute"]
 FREE_SHARE = 0.5  # of the free disk that frames may take when nobody says where they belong
@@ -68,8 +68,8 @@ def in_order(
         for indices, items in ahead(features.read, order):
             x, lens = features.compute(indices, items)
             yield indices, x if device is None else x.to(device), lens.cpu()
-    elif isinstance(features, Kept) and device is not None and torch.device(device).type == "cuda":
-        yield from features.on(torch.device(device), order)
+    elif hasattr(features, "on") and torch.device(device or "cpu").type == "cuda":
+        yield from features.on(torch.device(device or "cpu"), order)
     else:
         for indices in order:
             x, lens = features.batch(indices)
