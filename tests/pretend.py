@@ -87,8 +87,10 @@ class _Named(TorchFunctionMode):
             args, kwargs = tree_map(_heard, (args, kwargs))
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Far):
             args = (args[0], _index(args[1]), *args[2:])
-        if func is torch.nn.functional.ctc_loss and isinstance(args[0], Far):  # takes lengths from either
-            lens = [Far(each.clone()) for each in args[2:4]]
+        if func is torch.nn.functional.ctc_loss and isinstance(
+            args[0], Far
+        ):  # takes lengths from either
+            lens = [each if isinstance(each, Far) else Far(each.clone()) for each in args[2:4]]
             args = (*args[:2], *lens, *args[4:])
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == META:
             return func(*args, **{**kwargs, "device": CPU}).to(META)
@@ -199,7 +201,15 @@ def pretended(patch: pytest.MonkeyPatch) -> Iterator[Device]:
         patch.setattr(torch.cuda, name, value)
     patch.setattr(torch.backends.cudnn, "is_acceptable", lambda _: False)
     patch.setattr(torch.Tensor, "pin_memory", _locked)
-    autocast = torch.autocast
+    autocast, load = torch.autocast, torch.load
+
+    def loaded(*args: Any, map_location: Any = None, **given: Any) -> Any:
+        there = map_location is not None and torch.device(map_location).type == "cuda"
+        content = load(*args, map_location=CPU, **given)
+        wrap = lambda x: Far(x) if isinstance(x, Tensor) else x  # noqa: E731
+        return tree_map(wrap, content) if there else content
+
+    patch.setattr(torch, "load", loaded)
     patch.setattr(torch, "autocast", lambda _, *a, **given: autocast("cpu", *a, **given))
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)

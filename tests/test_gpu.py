@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +15,16 @@ from tests import tiny
 from tests.downstream.test_superb import TASKS, shortened
 from tests.downstream.test_superb import suite as superb  # noqa: F401 - a fixture
 from tests.pretend import Device, pretended
+from upstream import load
+from upstream.features import device as on_gpu
+from upstream.features.clips import Clip
+from upstream.features.clips import clips as load_clips
+from upstream.features.codec import Kind
+from upstream.features.extract import extract
+from upstream.features.forward import Source
+from upstream.features.provide import in_order
+from upstream.features.shards import Writer
+from upstream.features.store import Store
 
 
 @pytest.fixture
@@ -26,7 +35,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
 
 
 def run(suite: Path, base: str, results: Path, device: str, *words: str) -> None:
-    given = ["--suite", str(suite), "--results", str(results), "--workers", "1", "--features", "cache"]
+    given = [
+        "--suite",
+        str(suite),
+        "--results",
+        str(results),
+        "--workers",
+        "1",
+        "--features",
+        "cache",
+    ]
     assert benchmark.main(["--upstream", base, *given, "--device", device, *words]) == 0
 
 
@@ -73,3 +91,60 @@ def test_a_step_does_not_wait_for_the_gpu(
         run(superb, base, tmp_path / "r", "cuda", *words)
         waits.append(sorted(gpu.waits))
     assert waits[1] == waits[2] != []
+
+
+@pytest.fixture
+def kept(tmp_path: Path, tones: Path) -> tuple[Path, list[Clip]]:
+    files = [(str(path), None, None) for path in sorted(tones.glob("*.wav"))[:9]]
+    return tiny.hf_folder(tmp_path, "hubert"), load_clips(files, tmp_path / "clips.tsv")
+
+
+@pytest.mark.parametrize("kind", ["mean", "float16", "int8"])
+@pytest.mark.parametrize("room", [True, False])
+def test_features_come_to_a_gpu_as_they_are_kept(
+    kept: tuple[Path, list[Clip]],
+    tmp_path: Path,
+    gpu: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Kind,
+    room: bool,
+) -> None:
+    """Made there, they are what a CPU makes; read by it, too, whether all fit or not."""
+    folder, clips = kept
+    monkeypatch.setattr(on_gpu, "SHARE", 0.1 if room else 0.0)
+    stores = []
+    for device in ("cpu", "cuda"):
+        upstream = load(str(folder)).to(device)
+        stores.append(store := Store(tmp_path / device))
+        extract(upstream, clips, [kind], store, batch_seconds=1.0)
+    entry = upstream.fingerprint()
+    here, there = (store.open(entry, kind, clips) for store in stores)
+    assert here.error == pytest.approx(there.error, rel=1e-3)
+    order = [[3, 0, 8], [5], [1, 2]]
+    found = list(in_order(there, order, "cuda"))
+    assert [indices for indices, *_ in found] == order
+    for (indices, x, lens), (_, y, known) in zip(found, in_order(here, order)):
+        assert (x.is_cuda, lens.is_cuda) == (True, False) and lens.tolist() == known.tolist()
+        assert x.is_contiguous() and x.shape == y.shape
+        assert torch.equal(x.cpu(), there.batch(indices)[0])
+        near = 1e-5 if kind == "mean" else 0.05 if kind == "int8" else 5e-3
+        torch.testing.assert_close(x.cpu(), y, rtol=near, atol=near)
+
+
+def test_while_a_gpu_computes_a_batch_the_last_one_is_written(
+    kept: tuple[Path, list[Clip]], tmp_path: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, clips = kept
+    upstream, said = load(str(folder)).to("cuda"), []
+    forward, add = Source.hidden, Writer.add
+    monkeypatch.setattr(Source, "hidden", lambda *a: said.append("computed") or forward(*a))
+    monkeypatch.setattr(Writer, "add", lambda *a: said.append("written") or add(*a))
+    extract(upstream, clips[:3], ["mean"], Store(tmp_path), batch_seconds=0.1)
+    assert said == ["computed", "computed", "written", "computed", "written", "written"]
+
+
+def test_fine_tuning_and_merging_on_a_gpu(recipes: Path, tmp_path: Path, gpu: Device) -> None:
+    words = ["--suite", str(recipes), "--downstream", "label", "--workers", "1", "--seeds", "1"]
+    words += ["--features", "cache", "--results", str(tmp_path / "r")]
+    assert benchmark.main(["--upstream", "merged", *words]) == 0
+    assert {cell.score.device for cell in load_results(tmp_path / "r")} == {"cuda"}

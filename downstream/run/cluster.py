@@ -99,13 +99,17 @@ def cluster(spec: str, most: int, root: Path) -> Iterator[Executor[Any]]:
                     )
                 servers[place : place + 1] = engine.start(queue.folder, 1)
 
+        patience = LAST
         try:
             yield lambda do, jobs: queue.execute(do, jobs, watch)
+        except KeyboardInterrupt:
+            patience = 0.0
+            raise
+        finally:
             (queue.folder / "over").touch()
-            end = time.monotonic() + LAST
+            end = time.monotonic() + patience
             while time.monotonic() < end and any(engine.over(each) is None for each in servers):
                 time.sleep(0.1)
-        finally:
             engine.stop(servers)
 
 

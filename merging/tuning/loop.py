@@ -62,6 +62,7 @@ class Loop:
         strategy = STRATEGIES.named(recipe.strategy)
         options = bind(strategy, recipe.params, "params", ("model", "recipe"))
         self.strategy = strategy(model, recipe, **options)
+        model.to(next(iter(self.base.values())).device)  # with what the strategy put into it
         self.strategy.unheard = _above(plan.encoder, recipe.highest)
         self.collected = collectors(recipe.collect, recipe.steps)
         # Parameters without a gradient keep Adam's state empty, so one group serves all phases.

@@ -37,7 +37,7 @@ def alone(what: str, act: Callable[..., Any], *args: Any) -> Any:
 
 def measure(setup: Setup) -> dict[str, Any]:
     """All raw figures of one device."""
-    from tests.bench import growth, merge_side, our_side, plan_side, qbe_side, s3prl_side
+    from tests.bench import gpu_side, growth, merge_side, our_side, plan_side, qbe_side, s3prl_side
 
     raw: dict[str, Any] = {"s3prl": {}, "ours": {}}
     alone(f"{setup.device}: weights", write_encoder, setup)
@@ -50,6 +50,8 @@ def measure(setup: Setup) -> dict[str, Any]:
     raw["merge"] = alone(f"{setup.device}: merge", merge_side.measure, setup)
     if setup.device == "cpu":
         raw["growth"] = alone("growth", growth.measure, setup)
+    if setup.device != "cpu" or setup.quick:
+        raw["tried"] = alone(f"{setup.device}: what might pay", gpu_side.measure, setup)
     return raw
 
 
@@ -67,7 +69,7 @@ def main() -> int:
         parser.error(f"{target.parent}: no such folder")
     import torch
 
-    from tests.bench import report, simulate
+    from tests.bench import gpu_side, report, simulate
 
     found: dict[str, Any] = {}
     for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
@@ -80,6 +82,8 @@ def main() -> int:
         figures = {**report.ratios(raw), **raw["encoder"]["machine"], "raw": raw}
         found = {**found, device: figures} if found else {**figures, "quick": args.quick}
         print(f"\n{device}\n\n{report.table(raw)}\n", flush=True)
+        if "tried" in raw:
+            print(f"{gpu_side.table(raw['tried'])}\n", flush=True)
         if not args.quick:
             suite = simulate.table(simulate.speeds(raw), 20, [1, 8, 64])
             print(f"{simulate.described(figures)}\n\n{suite}\n", flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,28 @@ class Timed:
             self.begun = begun
         found = self.features.batch(indices)
         self.reading += clock(self.device) - begun
-        self.audio += sum(self.seconds[i] for i in indices if i in self.train)
+        self._hear(indices)
         return found
+
+    def on(
+        self, device: torch.device, order: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[Sequence[int], Tensor, Tensor]]:
+        """Of a GPU: the time until a batch can be used there."""
+        kept: Any = self.features
+        batches = kept.on(device, order)
+        while True:
+            begun = clock(self.device)
+            if self.begun is None:
+                self.begun = begun
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.reading += clock(self.device) - begun
+            self._hear(batch[0])
+            yield batch
+
+    def _hear(self, indices: Sequence[int]) -> None:
+        self.audio += sum(self.seconds[i] for i in indices if i in self.train)
 
 
 def timed_forward(upstream: Upstream, device: str) -> list[float]:

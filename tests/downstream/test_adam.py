@@ -55,6 +55,22 @@ def test_fifty_steps_are_torch_optims(name: str, lr: float) -> None:
     assert not any(torch.equal(p, q) for p, q in zip(ours, weights()))
 
 
+def test_a_step_can_be_left_out_by_what_a_device_finds() -> None:
+    """As if it had not been: s3prl leaves out updates whose gradients are not finite."""
+    ours, theirs = weights(), weights()
+    mine, reference = Adam(ours, 1e-2), Adam(theirs, 1e-2)
+    for step, out in enumerate([False, True, False]):
+        give_gradients(ours, step)
+        if out:
+            ours[0].grad = ours[0].grad * torch.nan  # type: ignore[operator]
+        mine.step(unless=torch.tensor(out))
+        if not out:
+            give_gradients(theirs, step)
+            reference.step()
+    assert all(map(torch.equal, ours, theirs))
+    assert mine.steps[0] == 2
+
+
 def test_a_saved_state_goes_on_to_the_same_bits() -> None:
     unbroken, broken = weights(), weights()
     one, two = Adam(unbroken, 1e-2), Adam(broken, 1e-2)

@@ -133,9 +133,9 @@ def _write(source: Source, writers: dict[Target, Writer], batch_seconds: float, 
         leaving = _Leaving(source, indices, items, [kind for _, kind in writers])
         if before:  # while it is written, a GPU computes the next batch
             before.write(writers)
-        before = leaving
-        if not leaving.under_way:
-            before = leaving.write(writers)
+        before = leaving if leaving.under_way else None
+        if not before:
+            leaving.write(writers)
     if before:
         before.write(writers)
     for writer in writers.values():
