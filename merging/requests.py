@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from downstream.run.cluster import LOCAL, cluster
 from downstream.run.estimate import Unbuilt
+from downstream.run.execute import note
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions
 from merging import choose as choosing
@@ -117,6 +118,7 @@ def _build_elsewhere(listed: Sequence[Request], options: RunOptions) -> None:
     with cluster(options.executor, len(waiting), options.store.root / "queue") as executor:
         for job, outcome in executor(partial(build, options=options), waiting):
             if outcome.trace:
+                note(options.results / "errors.log", job.name, outcome.trace)
                 raise UserError(f"{job.name}: {outcome.line}")
             print(f"{job.name}: {outcome.line}", flush=True)
 
@@ -200,7 +202,8 @@ def unbuilt(request: Request) -> Unbuilt | None:
     like = _base(built)
     inner = unbuilt(like) if like is _settled(like, None) else None
     like = inner.like if inner else like
-    return Unbuilt(", ".join(waiting) or "merging", like, sum(map(_seconds, untrained)))
+    runs = [(each[0], _seconds(each)) for each in untrained]
+    return Unbuilt(", ".join(waiting) or "merging", like, runs)
 
 
 def costs(requests: Sequence[Request]) -> list[str]:

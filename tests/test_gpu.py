@@ -1,9 +1,11 @@
-"""What a GPU would be asked for, on one that is not there (tests/pretend.py)."""
+"""What a GPU is asked for: on a real one where there is one, else on a pretended (pretend.py)."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -26,12 +28,36 @@ from upstream.features.provide import in_order
 from upstream.features.shards import Writer
 from upstream.features.store import Store
 
+REAL = torch.cuda.is_available()
+
+
+class Real:
+    """A GPU, and what the CPU waited for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waits: list[str] = []
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", self.hear)
+        torch.cuda.set_sync_debug_mode("warn")
+
+    def hear(self, message: Warning | str, *_: object) -> None:
+        if "synchroniz" in str(message):
+            self.waits.append("a synchronizing operation")
+
+
+Gpu: TypeAlias = "Device | Real"
+
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     """`device="cuda"` can be used, in this thread."""
-    with pretended(monkeypatch) as device:
-        yield device
+    if not REAL:
+        with pretended(monkeypatch) as device:
+            yield device
+        return
+    with warnings.catch_warnings():
+        yield Real(monkeypatch)
+    torch.cuda.set_sync_debug_mode("default")
 
 
 def run(suite: Path, base: str, results: Path, device: str, *words: str) -> None:
@@ -58,7 +84,7 @@ def _set(*changes: str) -> list[str]:
     [pytest.param(t, marks=[pytest.mark.slow] * (t in ("ks", "ic", "er", "sf"))) for t in TASKS],
 )
 def test_a_task_of_superb_is_the_same_on_a_gpu(
-    task: str, superb: Path, tmp_path: Path, gpu: Device  # noqa: F811
+    task: str, superb: Path, tmp_path: Path, gpu: Gpu  # noqa: F811
 ) -> None:  # fmt: skip
     shortened(task, superb)
     base = str(tiny.hf_folder(tmp_path, "hubert"))
@@ -79,9 +105,11 @@ def test_a_task_of_superb_is_the_same_on_a_gpu(
 
 @pytest.mark.parametrize("task", ["sid", "ic", "pr", "asr"])
 def test_a_step_does_not_wait_for_the_gpu(
-    task: str, superb: Path, tmp_path: Path, gpu: Device  # noqa: F811
+    task: str, superb: Path, tmp_path: Path, gpu: Gpu  # noqa: F811
 ) -> None:  # fmt: skip
     """Twice the steps, as many evaluations: as many waits."""
+    if REAL and task in ("pr", "asr"):
+        pytest.skip("PyTorch's own CTC copies lengths and waits for its stream")
     shortened(task, superb)
     base, waits = str(tiny.hf_folder(tmp_path, "hubert")), []
     for steps in (1, 3, 6):  # the first one extracts the features
@@ -104,7 +132,7 @@ def kept(tmp_path: Path, tones: Path) -> tuple[Path, list[Clip]]:
 def test_features_come_to_a_gpu_as_they_are_kept(
     kept: tuple[Path, list[Clip]],
     tmp_path: Path,
-    gpu: Device,
+    gpu: Gpu,
     monkeypatch: pytest.MonkeyPatch,
     kind: Kind,
     room: bool,
@@ -132,7 +160,10 @@ def test_features_come_to_a_gpu_as_they_are_kept(
 
 
 def test_while_a_gpu_computes_a_batch_the_last_one_is_written(
-    kept: tuple[Path, list[Clip]], tmp_path: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch
+    kept: tuple[Path, list[Clip]],
+    tmp_path: Path,
+    gpu: Gpu,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, clips = kept
     upstream, said = load(str(folder)).to("cuda"), []
@@ -143,7 +174,7 @@ def test_while_a_gpu_computes_a_batch_the_last_one_is_written(
     assert said == ["computed", "computed", "written", "computed", "written", "written"]
 
 
-def test_fine_tuning_and_merging_on_a_gpu(recipes: Path, tmp_path: Path, gpu: Device) -> None:
+def test_fine_tuning_and_merging_on_a_gpu(recipes: Path, tmp_path: Path, gpu: Gpu) -> None:
     words = ["--suite", str(recipes), "--downstream", "label", "--workers", "1", "--seeds", "1"]
     words += ["--features", "cache", "--results", str(tmp_path / "r")]
     assert benchmark.main(["--upstream", "merged", *words]) == 0

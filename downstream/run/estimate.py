@@ -34,7 +34,7 @@ class Unbuilt(NamedTuple):
 
     why: str  # what must be done before
     like: Request  # an upstream of its size
-    seconds: float  # of audio in all steps of its fine-tuning
+    runs: Sequence[tuple[Any, float]]  # its fine-tuning: which, seconds of audio in all steps
 
 
 def describe(
@@ -48,7 +48,7 @@ def describe(
     width = max([20, *(len(request.name) for request in requests)])
     columns = f"{'task':<8} {'cells':>13} {'audio':>9}  {'features':<22} {'time':>8}"
     lines = [f"{'upstream':<{width}} {columns}"]
-    total, size = 0.0, 0
+    total, size, begun = 0.0, 0, list[Any]()
     device = options.device if options.executor == LOCAL else "cpu"  # here there may be no other
     for request in requests:
         waiting = unbuilt.get(request.name)
@@ -56,9 +56,13 @@ def describe(
         fingerprint = "" if waiting else upstream.fingerprint()
         identity = Identity(request.name, fingerprint, "")
         if waiting:
-            building = waiting.seconds * TRAINING * (1 - CNN_SHARE) / _passed(upstream)
-            lines.append(f"{request.name:<{width}} first: {waiting.why} ({clock(building)})")
-            total += building * options.workers  # it is one process's work
+            audio = sum(seconds for run, seconds in waiting.runs if run not in begun)
+            building = audio * TRAINING * (1 - CNN_SHARE) / _passed(upstream)
+            how_long = "as above" if waiting.runs and not audio else clock(building)
+            lines.append(f"{request.name:<{width}} first: {waiting.why} ({how_long})")
+            begun += [run for run, _ in waiting.runs]
+            # here one process's work, for which the others wait; on a cluster a job beside others
+            total += building * (options.workers if options.executor == LOCAL else 1)
         counts = [task.recipe.seeds(seeds) for task in tasks]
         left = [
             len(cells.missing(identity, task, count, options.results))

@@ -68,7 +68,7 @@ def run(work: Work, options: RunOptions) -> None:
                 line = line or ""
                 tally.end(job, line, seconds, bool(trace))
                 if trace:
-                    _note(log, job, trace)
+                    note(log, job.name, trace)
                     errors[job.request.name] = line
                     tell(f"failed: {job.name}: {line}")
                 elif line:
@@ -141,9 +141,10 @@ def _apart(
     return parts
 
 
-def _note(log: Path, job: Job, trace: str) -> None:
+def note(log: Path, name: str, trace: str) -> None:
+    """Write down where a job failed, if that can be written."""
     with contextlib.suppress(OSError), log.open("a", errors="backslashreplace") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {job.name}\n{trace}\n")
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}\n{trace}\n")
 
 
 def make(job: Pass, options: RunOptions) -> Line:

@@ -255,3 +255,4 @@ def test_fine_tuning_that_fails_in_a_job_is_one_line(
     assert call(*names, "--downstream", "label", "--executor", LOCAL) == 2
     err = capsys.readouterr().err
     assert "finetuned: update 1: the loss is nan" in err and "take a smaller lr" in err
+    assert "UserError: update 1" in (tmp_path / "r" / "errors.log").read_text()

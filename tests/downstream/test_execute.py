@@ -180,7 +180,7 @@ def test_a_plan_tells_what_is_kept_what_is_first_built_and_what_would_be_found(
 ) -> None:
     how, request = settings(tmp_path / "r"), Request("base", str(base))
     tasks = prepared(suite, how.results)
-    waiting = {"merged": Unbuilt("20 steps of fine-tuning", request, 60.0)}
+    waiting = {"merged": Unbuilt("20 steps of fine-tuning", request, [("seed 0", 60.0)])}
     plan = describe([request, Request("merged", "merged")], waiting, tasks, 1, how).splitlines()
     assert [line.split()[:4] for line in plan[1:3]] == [
         ["base", "label", "0", "kept,"], ["base", "word", "0", "kept,"]
@@ -188,6 +188,11 @@ def test_a_plan_tells_what_is_kept_what_is_first_built_and_what_would_be_found(
     assert plan[3].startswith("merged") and "first: 20 steps of fine-tuning (" in plan[3]
     assert plan[4][20:-8] == plan[1][20:-8], "costs what an upstream of its size does"
     assert "not known before a first result" in plan[-1]
+    waiting["tuned"] = waiting["merged"]  # of one fine-tuning, which is done once
+    both = [request, Request("merged", "merged"), Request("tuned", "tuned")]
+    (row,) = [line for line in describe(both, waiting, tasks, 1, how).splitlines()
+              if line.startswith("tuned") and "first" in line]  # fmt: skip
+    assert row.endswith("first: 20 steps of fine-tuning (as above)")
     jobs.run(survey([request], tasks, 1, how), how)
     plan = describe([request], {}, tasks, 1, how).splitlines()
     assert all("1 kept" in line and line.endswith(" 0 s") for line in plan[1:3])
