@@ -25,7 +25,7 @@ from merging.weights.calibration import calibrated
 from merging.weights.compatibility import recorded_base, require_origin
 from merging.weights.engine import Report, ahead, merge_tensors
 from merging.weights.rule import Weights
-from upstream.base import Upstream, fingerprint
+from upstream.base import Digest, Upstream, fingerprint
 from upstream.checkpoints import HEARD
 from upstream.checkpoints import containers as container
 from upstream.checkpoints import tensor_files as files
@@ -58,13 +58,14 @@ class Merge(NamedTuple):
             return list(pool.map(Encoder.fingerprint, self.models))
 
     def weights(self, report: Report) -> Iterator[tuple[str, Tensor]]:
-        """The merged weights, one by one. Raises UserError for models that do not match."""
+        """The merged weights, sorted by name. Raises UserError for models that do not match."""
         plan, stats = self.plan, None
         _require_related(self.base, self.tuned, plan)
         if (kind := STATISTICS.get(plan.method)) and plan.calibrate:
             folders = (self.recipe.parent, self.results)
             stats = calibrated(kind, self.models, plan.calibrate, *folders)
         base, *tuned = (encoder.model.state_dict() for encoder in self.models)
+        base = dict(sorted(base.items()))  # in the order in which they are hashed
         return merge_tensors(base, tuned, plan.method, plan.params, plan.options, stats, report)
 
 
@@ -96,14 +97,13 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
     with ThreadPoolExecutor(1) as pool:  # digests do not wait for merging, nor merging for them
         digests = pool.submit(merge.fingerprints)
         stream = ahead(merge.weights(report))
+        digest = Digest(base.identity())
         if form == "hf":
-            export.to_folder(base, output, stream)
+            export.to_folder(base, output, _hashed(stream, digest))
             state: Weights = files.load(output / export.WEIGHTS)[0]
         else:
-            state = dict(stream)
+            state = dict(_hashed(stream, digest))
             export.write(checkpoint(base, state), form, output / file)
-        named = {f"model.{name}": tensor for name, tensor in state.items()}
-        last = fingerprint(base.identity(), named)
         first, *others = digests.result()
     if heard := frozenset().union(*(encoder.heard for encoder in merge.models)):
         disk.write(output / HEARD, "".join(f"{key}\n" for key in sorted(heard)))
@@ -114,11 +114,18 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
         "file": file,
         "licence": base.licence,
         "base_fingerprint": first,
-        "fingerprints": {"base": first, "tuned": others, "merged": last},
+        "fingerprints": {"base": first, "tuned": others, "merged": digest.text()},
         "choose": dataclasses.asdict(merge.choice) if merge.choice else None,
         **cost(time.monotonic() - begun, peak_bytes(), state),
     }
     return _finish(merge.plan, merge.recipe, output, form, report, facts)
+
+
+def _hashed(tensors: Iterator[tuple[str, Tensor]], digest: Digest) -> Iterator[tuple[str, Tensor]]:
+    """The same, as the fingerprint of an Encoder sees them."""
+    for name, tensor in tensors:
+        digest.add(f"model.{name}", tensor)
+        yield name, tensor
 
 
 def write_same(plan: MergeRecipe, recipe: Path, tuned: Sequence[str], output: Path) -> Written:

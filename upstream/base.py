@@ -64,14 +64,33 @@ class Upstream(nn.Module):
         return None
 
 
+class Digest:
+    """A fingerprint in the making: facts that JSON can hold, then tensors, sorted by name."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self.hash = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        self.last = ""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Raises ValueError for one that is out of order."""
+        if name <= self.last:
+            raise ValueError(f"{name} after {self.last}")
+        self.last = name
+        tensor = tensor.detach().cpu().contiguous()
+        self.hash.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        self.hash.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+    def text(self) -> str:
+        """12 hex digits."""
+        return self.hash.hexdigest()[:12]
+
+
 def fingerprint(facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     """12 hex digits over facts that JSON can hold and tensors by name."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    digest = Digest(facts)
     for name, tensor in sorted(state.items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:12]
+        digest.add(name, tensor)
+    return digest.text()
 
 
 def valid(lens: Tensor, length: int) -> Tensor:

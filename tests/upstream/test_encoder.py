@@ -18,7 +18,7 @@ from torchaudio.transforms import ComputeDeltas
 
 import upstream
 from upstream.audio import pad
-from upstream.base import Hidden, valid
+from upstream.base import Digest, Hidden, fingerprint, valid
 from upstream.common.errors import UserError
 from upstream.encoder import encoder as encoders
 from upstream.encoder.config import Family
@@ -155,6 +155,16 @@ def test_loading_draws_no_random_number(folders: dict[str, Path]) -> None:
     state = torch.random.get_rng_state()
     encoders.load(folders["wav2vec2"])
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_fingerprint_may_be_made_tensor_by_tensor_in_order() -> None:
+    state = {"b": torch.ones(2, 3), "a": torch.arange(4)}
+    digest = Digest({"family": "hubert"})
+    for name in ("a", "b"):
+        digest.add(name, state[name])
+    assert digest.text() == fingerprint({"family": "hubert"}, state)
+    with pytest.raises(ValueError, match="a after b"):
+        digest.add("a", state["a"])
 
 
 def test_fingerprints_tell_encoders_apart(folders: dict[str, Path], tmp_path: Path) -> None:
