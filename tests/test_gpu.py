@@ -10,6 +10,7 @@ from typing import TypeAlias
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import benchmark
 from downstream.report.results import load_results
@@ -18,6 +19,8 @@ from tests.downstream.test_superb import TASKS, shortened
 from tests.downstream.test_superb import suite as superb  # noqa: F401 - a fixture
 from tests.pretend import Device, pretended
 from upstream import load
+from upstream.base import Hidden, Upstream
+from upstream.common.errors import UserError
 from upstream.features import device as on_gpu
 from upstream.features.clips import Clip
 from upstream.features.clips import clips as load_clips
@@ -172,6 +175,27 @@ def test_while_a_gpu_computes_a_batch_the_last_one_is_written(
     monkeypatch.setattr(Writer, "add", lambda *a: said.append("written") or add(*a))
     extract(upstream, clips[:3], ["mean"], Store(tmp_path), batch_seconds=0.1)
     assert said == ["computed", "computed", "written", "computed", "written", "written"]
+
+
+class Long(Upstream):
+    """Says that its utterances are longer than they are."""
+
+    num_layers, dim, stride = 1, 2, 400
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
+        x = wavs[:, : wavs.shape[1] // 800 * 800].unflatten(1, (-1, 400))[None, ..., :2]
+        return Hidden(x * self.scale, lens)
+
+
+def test_lens_are_looked_at_when_the_batch_is_here(
+    kept: tuple[Path, list[Clip]], tmp_path: Path, gpu: Gpu
+) -> None:
+    with pytest.raises(UserError, match=r"gives lens .*, which are not from 1 to"):
+        extract(Long().to("cuda"), kept[1], ["mean"], Store(tmp_path))
 
 
 def test_fine_tuning_and_merging_on_a_gpu(recipes: Path, tmp_path: Path, gpu: Gpu) -> None:

@@ -150,7 +150,11 @@ class _Leaving:
     ) -> None:
         self.source, self.indices = source, indices
         hidden, means = source.hidden(indices, items)
-        self.lens, self.means = _sent(hidden.lens), _sent(means)
+        self.lens, self.means, self.frames = (
+            _sent(hidden.lens),
+            _sent(means),
+            hidden.layers.shape[2],
+        )
         self.coded = dict[Kind, Coded]()
         for kind in kinds:
             if kind != "mean":
@@ -168,7 +172,7 @@ class _Leaving:
         if self.under_way:
             self.sent.synchronize()
         clips = [self.source.clips[i] for i in self.indices]
-        self.source.require(self.indices, self.lens, self.means)
+        self.source.require(self.indices, self.lens, self.frames, self.means)
         for coded in self.coded.values():
             require(coded.fits, [clip.path for clip in clips])
         for row, (clip, n) in enumerate(zip(clips, self.lens.tolist())):
@@ -181,11 +185,11 @@ class _Leaving:
         """Of one item: means [1, L, D], [T, C] of a CNN, or [T, L, D]; with its error."""
         if kind == "mean":
             return {"rows": self.means[None, :, row].contiguous().numpy()}, 0.0
-        arrays, error, _ = self.coded[kind]
+        arrays, errors, _ = self.coded[kind]
         rows = {name: x[row, :n].numpy() for name, x in arrays.items()}
-        return {name: x[:, 0] if kind == "cnn" else x for name, x in rows.items()}, float(
-            error[row]
-        )
+        if kind == "cnn":
+            rows = {name: x[:, 0] for name, x in rows.items()}
+        return rows, float(errors[row])
 
 
 def _sent(x: Tensor) -> Tensor:

@@ -104,14 +104,14 @@ class Source:
         hidden = forward(self.upstream, items, run)
         return hidden, hidden.mean()
 
-    def require(self, indices: Sequence[int], lens: Tensor, means: Tensor) -> None:
+    def require(self, indices: Sequence[int], lens: Tensor, frames: int, means: Tensor) -> None:
         """Raises UserError for lens [B] that cannot be, and for hidden states that are NaN.
 
         On a GPU this waits for the batch, unless lens and means have been copied from there.
         """
-        if not bool((lens > 0).all()):
+        if not 0 < int(lens.min()) <= int(lens.max()) <= frames:
             name = self.upstream.source or type(self.upstream).__name__
-            raise UserError(f"{name}: gives utterances of no frames: lens {lens.tolist()}")
+            raise UserError(f"{name}: gives lens {lens.tolist()}, which are not from 1 to {frames}")
         # over valid frames: one NaN in any shows
         for index, finite in zip(indices, torch.isfinite(means).all(-1).all(0).tolist()):
             if not finite:

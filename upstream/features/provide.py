@@ -123,7 +123,7 @@ class Recomputed(Source):
     def rounded(self, indices: Indices, items: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """What would be kept of a batch, where the upstream is: arrays [L, B, T, ...], lens [B]."""
         hidden, means = self.hidden(indices, items)
-        self.require(indices, hidden.lens, means)
+        self.require(indices, hidden.lens, hidden.layers.shape[2], means)
         arrays, error, fits = encode(self.kind, hidden.layers, hidden.lens)
         require(fits, [self.clips[i].path for i in indices])
         self.squares += float(error.double().square().sum())
