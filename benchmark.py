@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from upstream.checkpoints import FORMATS
+from upstream.common import shipped
 from upstream.common.errors import near_miss, one_line
 from upstream.common.stop import stoppable
 
@@ -70,16 +71,23 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
+def door() -> str:
+    """How this program was called: benchmark.py, python -m benchmark, or speech-ft-bench."""
+    name = Path(sys.argv[0]).name
+    return name if name == "speech-ft-bench" else "benchmark.py"
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its flags; a call without a command is `run`."""
     raw = argparse.RawDescriptionHelpFormatter  # keeps the lines of EXAMPLES
-    top = Parser("benchmark.py", description=__doc__, formatter_class=raw, epilog=EXAMPLES)
+    top = Parser(door(), description=__doc__, formatter_class=raw,
+                 epilog=EXAMPLES.replace("benchmark.py", door()))  # fmt: skip
     added = top.add_subparsers(metavar="COMMAND", required=True)
     commands = {}
     for name, about in COMMANDS.items():
         what, _, example = about.rpartition(": ")
         command = added.add_parser(
-            name, help=about, description=what, epilog=f"example: benchmark.py {example}"
+            name, help=about, description=what, epilog=f"example: {door()} {example}"
         )
         command.set_defaults(command=name)
         flag = command.add_argument
@@ -170,14 +178,14 @@ def parser() -> argparse.ArgumentParser:
     flag("--suite", default="demo", help="the suite of the task (default: demo)")
     either = commands["check"].add_mutually_exclusive_group(required=True)
     either.add_argument("--upstream")
-    either.add_argument("--recipe", type=Path)
+    either.add_argument("--recipe", type=_recipe)
     flag = commands["finetune"].add_argument
-    flag("recipe", type=Path)
+    flag("recipe", type=_recipe)
     flag("--set", action="append", default=[], metavar="KEY=VALUE",
          help="override a key of the recipe, e.g. seed=1")  # fmt: skip
     flag("--output", type=Path, help="where to write it (default: results/upstreams)")
     flag = commands["merge"].add_argument
-    flag("recipe", type=Path, nargs="?")
+    flag("recipe", type=_recipe, nargs="?")
     flag("--base")
     flag("--tuned", nargs="+", default=[])
     flag("--method", help="one of `list methods` (default: linear)")
@@ -212,6 +220,11 @@ def _number(kind: Callable[[str], float], least: float) -> Callable[[str], float
     return read
 
 
+def _recipe(text: str) -> Path:
+    """The path of a recipe; one that ships with the project is found from any folder."""
+    return shipped(Path(text))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; a mistake is one line and exit code 2, an interruption 130."""
     argv = sys.argv[1:] if argv is None else argv
@@ -234,12 +247,13 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        line = one_line(error, "what the same command prints with --debug")
-        print(f"benchmark.py: {line}", file=sys.stderr)
+        line = f"benchmark.py: {one_line(error, 'what the same command prints with --debug')}"
+        print(line.replace("benchmark.py", door()), file=sys.stderr)
         return 2
 
 
-if __name__ == "__main__":
+def console() -> NoReturn:
+    """The command `speech-ft-bench`: `main` on the command line, then the exit status."""
     with stoppable():
         status = main()
     if status == STOPPED:  # the threads of killed workers may wait for each other for ever
@@ -247,3 +261,7 @@ if __name__ == "__main__":
         end.daemon = True
         end.start()
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    console()

@@ -16,7 +16,7 @@ import downstream.corpora  # noqa: F401 - registers the readers
 from downstream.base import CORPORA, HEADS, METRICS, TASKS, Example, Labels, Task
 from downstream.tasks.heads import Head
 from downstream.tasks.lexicon import to_phones
-from upstream.common import PROJECT, user_code
+from upstream.common import DATA, shipped, user_code
 from upstream.common.errors import UserError, near_miss
 from upstream.common.registry import Registry
 from upstream.common.schema import (
@@ -33,7 +33,7 @@ from upstream.common.schema import (
 from upstream.features.codec import Kind
 
 T = TypeVar("T")
-RECIPES = PROJECT / "recipes"
+RECIPES = DATA / "recipes"
 Rate = Annotated[float, Bound(0, 100, open_low=True, open_high=True)]  # a learning rate
 
 
@@ -217,7 +217,9 @@ def suites() -> list[Path]:
 
 def suite_folder(name: str) -> Path:
     """The folder of a suite: a name under recipes/, or any folder. Raises UserError."""
-    folder = Path(name) if Path(name).is_dir() else RECIPES / name
+    folder = shipped(Path(name))
+    if not folder.is_dir():
+        folder = RECIPES / name
     if not folder.is_dir():
         raise UserError(f"unknown suite {name!r}{near_miss(name, [p.name for p in suites()])}")
     return folder

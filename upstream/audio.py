@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import re
 from pathlib import Path
-from typing import cast
 
 import soundfile
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from upstream import dsp
 from upstream.base import SAMPLE_RATE
 from upstream.common import disk
 from upstream.common.errors import UserError
@@ -66,7 +65,7 @@ def load(path: str | Path, start: float | None = None, end: float | None = None)
             f"{path}: cannot be resampled from {rate} Hz to {SAMPLE_RATE} Hz, "
             f"they have too small a common divisor ({divisor}); convert it with sox first"
         )
-    return cast(Tensor, _resampler(rate)(wav))
+    return dsp.resample(wav, rate, SAMPLE_RATE)
 
 
 def seconds(path: str | Path, start: float | None = None, end: float | None = None) -> float:
@@ -141,11 +140,3 @@ def _part(
             f"it is {frames / rate:g} s long; start and end are in seconds"
         )
     return first, min(last, frames)
-
-
-@functools.lru_cache(maxsize=8)
-def _resampler(rate: int) -> nn.Module:
-    # computing the kernel costs more than applying it to a short utterance
-    import torchaudio.transforms  # not needed for audio at 16 kHz
-
-    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchaudio.compliance.kaldi as kaldi
 from torch import Tensor
-from torchaudio.functional import compute_deltas
 
+from upstream import dsp
 from upstream.base import Hidden, Upstream
 
-WINDOW, HOP, BINS = 400, 160, 80  # samples, samples, mel bins
+BINS = 80  # mel
 EPS = 1e-10
 
 
@@ -27,8 +26,8 @@ class Fbank(Upstream):
     SUPERB's leaderboard scores those with `fbank_no_cmvn`.
     """
 
-    num_layers, dim, stride = 1, 3 * BINS, HOP
-    source = "torchaudio.compliance.kaldi.fbank"
+    num_layers, dim, stride = 1, 3 * BINS, dsp.KALDI_HOP
+    source = "Kaldi's filter bank (upstream/dsp.py)"
 
     def __init__(self, cmvn: bool = True) -> None:
         super().__init__()
@@ -45,12 +44,10 @@ class Fbank(Upstream):
 
     def _features(self, wav: Tensor) -> Tensor:
         """[n] -> [T, 240]."""
-        wav = F.pad(wav, (0, max(0, WINDOW - len(wav))))
-        static = kaldi.fbank(
-            wav[None], num_mel_bins=BINS, frame_length=25.0, frame_shift=10.0, dither=0.0
-        )
-        delta = compute_deltas(static.T, win_length=5)
-        x = torch.cat([static, delta.T, compute_deltas(delta, win_length=5).T], dim=1)
+        wav = F.pad(wav, (0, max(0, dsp.KALDI_WINDOW - len(wav))))
+        static = dsp.kaldi_fbank(wav, BINS)
+        delta = dsp.deltas(static.T)
+        x = torch.cat([static, delta.T, dsp.deltas(delta).T], dim=1)
         if not self.cmvn:
             return x
         # One frame has no unbiased deviation: s3prl's NaN becomes the zero the numerator is.

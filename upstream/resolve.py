@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from upstream.common import PROJECT, schema, user_code
+from upstream.common import DATA, schema, shipped, user_code
 from upstream.common.errors import UserError
 from upstream.common.registry import Registry
 from upstream.encoder.config import Padding, Precision
@@ -88,7 +88,7 @@ def require(spec: str) -> None:
 def canonical(spec: str) -> str:
     """One spelling for each: `hf:folder/` is `folder`; a folder named like a row keeps its `./`."""
     name, _ = parse(spec)
-    place = name.removeprefix("hf:")
+    place = str(shipped(Path(name.removeprefix("hf:"))))
     if name in UPSTREAMS or not Path(place).exists():
         return spec.strip()
     path = os.path.normpath(place)
@@ -223,7 +223,7 @@ def _demo(
     precision: Precision = "float32",
 ) -> Any:
     """The small HuBERT that ships with this project, or that of $HUBERT_DEMO (--from-scratch)."""
-    folder = Path(os.environ.get("HUBERT_DEMO", PROJECT / "recipes" / "demo" / "hubert_demo"))
+    folder = Path(os.environ.get("HUBERT_DEMO", DATA / "recipes" / "demo" / "hubert_demo"))
     if not folder.exists():
         raise UserError(f"hubert_demo: {folder} is not there; take it from a fresh clone")
     return _encoder(folder, normalize=normalize, padding=padding, precision=precision)

@@ -21,10 +21,10 @@ from downstream.report.compare import Comparison, Row, overall, scores
 from downstream.report.groups import Labels, grouped, labels, results_of, version
 from downstream.report.results import Result
 from downstream.report.superb import METRIC, NAMES, Tasks
-from upstream.common import PROJECT
+from upstream.common import DATA
 from upstream.common.errors import UserError, near_miss
 
-FOLDER = PROJECT / "results" / "published"
+FOLDER = DATA / "results" / "published"
 PREFIX = "published:"
 NOTE = "a published number: no predictions, so neither interval nor p"
 HEARD_TOO = "fine-tuned on this corpus"

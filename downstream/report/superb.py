@@ -27,9 +27,9 @@ from downstream.report.statistics import (
     paired,
     stacked,
 )
-from upstream.common import PROJECT
+from upstream.common import DATA
 
-CONSTANTS = PROJECT / "results" / "published" / "constants.csv"
+CONSTANTS = DATA / "results" / "published" / "constants.csv"
 METRIC = "superb_score"
 CORPORA = {  # the constants mean something on SUPERB's own data only
     "asr": "librispeech", "pr": "librispeech", "ks": "speech_commands", "sid": "voxceleb1",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import editdistance
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from downstream.base import METRICS, Count, Direction, Metric, Tally, Trial
 from upstream.common.errors import UserError
@@ -97,7 +97,7 @@ def _rate(counts: Sequence[Count]) -> float:
 
 
 def _edits(reference: Sequence[str], hypothesis: Sequence[str]) -> Tally:
-    return Tally(float(editdistance.eval(reference, hypothesis)), float(len(reference)))
+    return Tally(float(Levenshtein.distance(reference, hypothesis)), float(len(reference)))
 
 
 WER = Metric("wer", "WER", "lower", error_rate, wer)

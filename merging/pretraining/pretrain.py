@@ -33,7 +33,7 @@ from merging.pretraining.stem import HOP, Stem, schedule, stem_outputs, train_st
 from merging.pretraining.targets import masked_spans, mfcc_targets
 from upstream import audio
 from upstream.base import SAMPLE_RATE
-from upstream.common import PROJECT, disk
+from upstream.common import DATA, PROJECT, disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
 from upstream.common.schema import Amount, Natural, Positive, Share, build, read_yaml
@@ -222,7 +222,7 @@ def from_recipe(recipe: Path, output: Path) -> Path:
 
 def from_scratch(results: Path) -> Path:
     """The demo's encoder, pre-trained anew under `results`; interrupted, the same call goes on."""
-    return from_recipe(PROJECT / "recipes" / "demo" / "pretrain.yaml", results / "pretrained")
+    return from_recipe(DATA / "recipes" / "demo" / "pretrain.yaml", results / "pretrained")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor, nn
 
+from upstream import dsp
 from upstream.base import SAMPLE_RATE
 from upstream.common.progress import progress
 from upstream.common.schema import Amount, Positive
@@ -32,7 +32,7 @@ class Stem:
 
 def spectra(wavs: Tensor) -> tuple[Tensor, Tensor]:
     """Log-mel [B, T, 40] and narrow-band log spectrum [B, T, 48] of each frame the stem sees."""
-    mel_bank = torchaudio.functional.melscale_fbanks(257, 40.0, SAMPLE_RATE / 2, MEL, SAMPLE_RATE)
+    mel_bank = dsp.mel_filter_bank(257, 40.0, SAMPLE_RATE / 2, MEL, SAMPLE_RATE)
     frames = wavs.unfold(-1, WINDOW, HOP) * torch.hann_window(WINDOW)
     power = torch.fft.rfft(frames, 512).abs().square()
     mel = (power @ mel_bank + 1e-6).log()

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
 from merging.pretraining.stem import MEL, spectra
+from upstream import dsp
 
 if TYPE_CHECKING:
     from sklearn.cluster import MiniBatchKMeans
@@ -22,9 +22,9 @@ SAMPLE = 200_000  # frames that k-means sees
 def mfcc(wav: Tensor) -> Tensor:
     """[T, 39]: 13 cepstra of the log-mel spectrum with first and second differences."""
     mel, _ = spectra(wav[None])
-    cepstra = mel[0] @ torchaudio.functional.create_dct(CEPSTRA, MEL, "ortho")
-    first = torchaudio.functional.compute_deltas(cepstra.T).T
-    return torch.cat([cepstra, first, torchaudio.functional.compute_deltas(first.T).T], -1)
+    cepstra = mel[0] @ dsp.dct_matrix(CEPSTRA, MEL)
+    first = dsp.deltas(cepstra.T).T
+    return torch.cat([cepstra, first, dsp.deltas(first.T).T], -1)
 
 
 def cluster(features: list[Tensor], k: int, seed: int) -> Tensor:

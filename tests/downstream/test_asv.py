@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from s3prl.downstream.sv_voxceleb1.model import AMSoftmaxLoss, Model
-from s3prl.downstream.sv_voxceleb1.utils import EER
 from torch import Tensor, nn
 
 from downstream.base import METRICS, Item, Trial
 from downstream.tasks import asv, trials
 from downstream.tasks.xvector import XVector
+from tests.optional import optional
 from upstream.common.errors import UserError
+
+s3prl = optional("s3prl.downstream.sv_voxceleb1.model")
+s3prl_utils = optional("s3prl.downstream.sv_voxceleb1.utils")
 
 LENS = torch.tensor([40, 25, 33])
 
@@ -31,8 +33,8 @@ def test_sizes_are_superbs(dim: int, connector: int) -> None:
 def theirs(head: XVector, width: int, pooled: int, classes: int) -> tuple[nn.Module, nn.Module]:
     """s3prl's model and loss with the head's parameters."""
     hparams = {"agg_dim": pooled, "dropout_p": 0.0, "batch_norm": False}
-    model = Model(width, pooled, "SP", "XVector", "UtteranceExtractor", hparams)
-    loss = AMSoftmaxLoss(width, classes, s=30.0, m=0.4)
+    model = s3prl.Model(width, pooled, "SP", "XVector", "UtteranceExtractor", hparams)
+    loss = s3prl.AMSoftmaxLoss(width, classes, s=30.0, m=0.4)
     loss.W.data.copy_(head.speakers.data)
     for mine, layer in zip(head.tdnn, model.framelevel_feature_extractor.module):
         layer.kernel.weight.data.copy_(mine.weight.data.transpose(1, 2).flatten(1))
@@ -111,7 +113,7 @@ def test_eer_is_s3prls_also_with_ties(grid: int) -> None:
             for i, (s, n) in enumerate(zip(scores, labels))
         ]
         assert METRICS["eer"].score(records) == pytest.approx(
-            100 * EER(labels, scores)[0], abs=1e-6
+            100 * s3prl_utils.EER(labels, scores)[0], abs=1e-6
         )
 
 

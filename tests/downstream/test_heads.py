@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from s3prl.downstream.asr.model import RNNs
-from s3prl.downstream.model import FrameLevel, UtteranceLevel
 from torch import nn
 
 from downstream.tasks.heads import FrameCTC, RecurrentCTC, Utterance
 from downstream.tasks.specaug import specaug
+from tests.optional import optional
+
+s3prl_asr = optional("s3prl.downstream.asr.model")
+s3prl = optional("s3prl.downstream.model")
 
 LENS = torch.tensor([9, 4, 7])
 
@@ -52,7 +54,7 @@ def test_utterance_head_is_s3prls() -> None:
     head, projector, theirs = (
         Utterance(1, 6, 5),
         nn.Linear(6, 256),
-        UtteranceLevel(256, 5, post_net={"select": "FrameLevel"}),
+        s3prl.UtteranceLevel(256, 5, post_net={"select": "FrameLevel"}),
     )
     head.projector.load_state_dict(projector.state_dict())
     head.linear.load_state_dict(theirs.post_net.linear.state_dict())
@@ -61,7 +63,7 @@ def test_utterance_head_is_s3prls() -> None:
 
 
 def test_frame_head_is_s3prls() -> None:
-    head, projector, theirs = FrameCTC(1, 6, 5), nn.Linear(6, 256), FrameLevel(256, 5)
+    head, projector, theirs = FrameCTC(1, 6, 5), nn.Linear(6, 256), s3prl.FrameLevel(256, 5)
     head.projector.load_state_dict(projector.state_dict())
     head.linear.load_state_dict(theirs.linear.state_dict())
     x = torch.randn(3, 9, 6)
@@ -73,7 +75,9 @@ def test_recurrent_head_and_its_gradients_are_s3prls_packed_lstm() -> None:
     head = RecurrentCTC(1, 6, 5, projector=8, hidden=7, depth=2, dropout=0.0)
     projector = nn.Linear(6, 8)
     both = [False, False]
-    theirs = RNNs(8, 5, 320, "LSTM", True, [7, 7], [0, 0], both, both, [1, 1], "concat", -1)
+    theirs = s3prl_asr.RNNs(
+        8, 5, 320, "LSTM", True, [7, 7], [0, 0], both, both, [1, 1], "concat", -1
+    )
     head.projector.load_state_dict(projector.state_dict())
     head.linear.load_state_dict(theirs.linear.state_dict())
     for layer, ahead, back in zip(theirs.rnns, head.ahead, head.back):

@@ -24,6 +24,7 @@ from downstream.report.results import Cell, Score, load_results, save
 from downstream.report.table import show, summary
 from downstream.tasks import dtw, trials, twv
 from downstream.tasks.search import search
+from tests.optional import required
 from upstream.common.errors import UserError
 
 
@@ -84,7 +85,7 @@ def split(
 
 def test_a_search_is_s3prls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own expert, its normalisations and all, with the plain recursion as dtw-python."""
-    pytest.importorskip("s3prl")
+    required("s3prl")
 
     def plain(x: np.ndarray, **options: Any) -> Any:
         assert (options["step_pattern"], options["open_begin"], options["open_end"]) == (
@@ -103,7 +104,7 @@ def test_a_search_is_s3prls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "lxml", types.SimpleNamespace(etree=etree))
     sox = types.SimpleNamespace(apply_effects_file=None)  # what reads files
     monkeypatch.setitem(sys.modules, "torchaudio.sox_effects", sox)
-    from s3prl.downstream.quesst14_dtw import expert
+    expert = required("s3prl.downstream.quesst14_dtw.expert")
 
     class Pool:
         def __init__(self, **_: Any) -> None: ...

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3prl.downstream.model import UtteranceLevel
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
@@ -26,6 +25,9 @@ from tests.downstream.test_heads import size
 from tests.downstream.test_results import CELL, SCORE
 from tests.downstream.test_tasks import respell, score
 from tests.downstream.test_train import Given, items, task
+from tests.optional import optional
+
+s3prl = optional("s3prl.downstream.model")
 
 ACTIONS = ["activate", "bring", "change language", "deactivate", "decrease", "increase"]
 OBJECTS = """Chinese English German Korean heat juice lamp lights music newspaper none shoes socks
@@ -81,7 +83,7 @@ def test_loss_and_gradients_of_three_questions_are_s3prls() -> None:
     labels = ic.TASK.labels("superb", INTENTS)
     head, projector = Utterance(1, 6, labels.size), nn.Linear(6, 256)
     head.sizes = labels.sizes
-    theirs = UtteranceLevel(256, 24, post_net={"select": "FrameLevel"})
+    theirs = s3prl.UtteranceLevel(256, 24, post_net={"select": "FrameLevel"})
     head.projector.load_state_dict(projector.state_dict())
     head.linear.load_state_dict(theirs.post_net.linear.state_dict())
     x, lens = torch.randn(5, 9, 6), torch.tensor([9, 4, 7, 1, 9])

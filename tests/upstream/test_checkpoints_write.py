@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import sys
 import types
@@ -15,6 +14,7 @@ import tiny
 import torch
 import transformers
 
+from tests.optional import required
 from upstream.audio import pad
 from upstream.checkpoints import read as checkpoint
 from upstream.checkpoints import tensor_files as files
@@ -83,7 +83,7 @@ def test_fairseqs_form_goes_through_s3prls_own_converter(
     source, output = tmp_path / "fairseq.pt", tmp_path / "converted.pt"
     files.save_torch(to_fairseq(encoder), source)
     package = variant.removesuffix("-large")
-    convert = importlib.import_module(f"s3prl.upstream.{package}.convert")
+    convert = required(f"s3prl.upstream.{package}.convert")
     state = torch.load(source)
     monkeypatch.setattr(convert, "load_fairseq_ckpt", lambda _: (state, state["cfg"]))
     convert.load_and_convert_fairseq_ckpt(str(source), str(output))

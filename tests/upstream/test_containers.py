@@ -13,9 +13,9 @@ import safetensors.torch
 import tiny
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor, nn
 
+from tests.optional import optional, required
 from upstream import audio
 from upstream.checkpoints import containers as container
 from upstream.checkpoints import read as checkpoint
@@ -27,6 +27,8 @@ from upstream.common.errors import UserError
 from upstream.encoder.config import Config
 from upstream.encoder.encoder import FAMILIES, Encoder, load
 from upstream.encoder.transformer import Model
+
+torchaudio = optional("torchaudio")
 
 BASE_WIDTH = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 1}
 HEAD = {"final_proj.weight": torch.full((3, 3), 0.1), "label_embs_concat": torch.ones(5, 3)}
@@ -328,8 +330,8 @@ DECOAR |= {"encoder_attention_heads": 4, "conv_pos": 16, "conv_pos_groups": 4}
 
 
 def test_decoar_is_merged_as_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from s3prl.upstream.decoar2 import decoar2
-    from s3prl.upstream.decoar2.expert import UpstreamExpert
+    decoar2 = required("s3prl.upstream.decoar2.decoar2")
+    UpstreamExpert = required("s3prl.upstream.decoar2.expert").UpstreamExpert
 
     for name, value in DECOAR.items():
         monkeypatch.setitem(decoar2.args, name, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,10 @@ from torch import Tensor
 
 from merging.merged import write
 from merging.recipe import recipe_of
-from upstream import audio, resolve
+from tests.optional import required
+from upstream import audio
 from upstream.checkpoints.write import to_s3prl
+from upstream.common import PROJECT
 from upstream.encoder import encoder as encoders
 from upstream.fbank import Fbank
 from upstream.s3prl import load as load_s3prl
@@ -33,7 +34,7 @@ BASE: dict[str, Any] = {
     "num_attention_heads": 12,
     "num_conv_pos_embedding_groups": 16,
 }
-SPEECH = Path(os.environ.get("SPEECH_SAMPLE", resolve.PROJECT.parent / "shared" / "speech"))
+SPEECH = Path(os.environ.get("SPEECH_SAMPLE", PROJECT.parent / "shared" / "speech"))
 CLOSE = 1e-4
 Waves = Callable[..., list[Tensor]]
 
@@ -43,7 +44,7 @@ def expert_of(encoder: encoders.Encoder, folder: Path) -> Any:
     path = folder / "converted.pt"
     torch.save(to_s3prl(encoder), path)
     package = PACKAGES.get(encoder.family, encoder.family)
-    expert = importlib.import_module(f"s3prl.upstream.{package}.expert").UpstreamExpert(path)
+    expert = required(f"s3prl.upstream.{package}.expert").UpstreamExpert(path)
     return expert.eval()
 
 
@@ -107,7 +108,7 @@ def test_a_merged_base_model_runs_in_s3prl_and_transformers(variant: str, tmp_pa
     for form in ("hf", "s3prl"):
         write(plan, Path(), tmp_path / form, tmp_path, form)
     ours = encoders.load(tmp_path / "hf")
-    package = importlib.import_module(f"s3prl.upstream.{variant}.expert")
+    package = required(f"s3prl.upstream.{variant}.expert")
     expert = package.UpstreamExpert(tmp_path / "s3prl" / "model.pt").eval()
     model = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
     wave = speech(40_000)

@@ -15,6 +15,7 @@ import upstream
 from upstream import resolve
 from upstream.base import Upstream
 from upstream.checkpoints.write import to_s3prl
+from upstream.common import PROJECT
 from upstream.common.errors import UserError
 from upstream.encoder.encoder import Encoder
 from upstream.resolve import UPSTREAMS, parse, split_specs
@@ -197,7 +198,7 @@ def test_a_wrong_name_is_told_before_torch_is_imported() -> None:
         "sys.exit(', '.join(heavy) or 0)"
     )
     run = [sys.executable, "-c", code]
-    done = subprocess.run(run, cwd=resolve.PROJECT, capture_output=True, text=True)
+    done = subprocess.run(run, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -267,5 +268,5 @@ def test_a_users_mistakes(mine: Path) -> None:
 
 
 def test_the_demo_encoder_is_looked_for_in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "PROJECT", Path("/nowhere"))
+    monkeypatch.setattr(resolve, "DATA", Path("/nowhere"))
     assert "/nowhere/recipes/demo/hubert_demo" in complaint("hubert_demo")
