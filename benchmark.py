@@ -36,10 +36,11 @@ def require_own_packages() -> None:
 
 
 require_own_packages()  # before any of them is imported
+# ruff: noqa: E402
 
-from upstream.checkpoints import FORMATS  # noqa: E402
-from upstream.common.errors import near_miss, one_line  # noqa: E402
-from upstream.common.stop import stoppable  # noqa: E402
+from upstream.checkpoints import FORMATS
+from upstream.common.errors import near_miss, one_line
+from upstream.common.stop import stoppable
 
 EXAMPLES = """\
 examples:
