@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import math
 import os
 import re
@@ -14,6 +15,28 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+
+def require_own_packages() -> None:
+    """End with one line if a package of another project would be imported in place of ours."""
+    folder = Path(__file__).resolve().parent
+    for name in ("upstream", "downstream", "merging"):
+        module = sys.modules.get(name)
+        spec = None if module else importlib.util.find_spec(name)
+        file = getattr(module, "__file__", None) or (spec.origin if spec else None)
+        if file is None or Path(file).resolve().parent != folder / name:
+            where = file or "nowhere"
+            print(
+                f"benchmark.py: the package `{name}` would be imported from {where}, not from "
+                f"{folder}: another project has one of this name; remove that from PYTHONPATH or "
+                f"uninstall it, or use an environment of your own",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+
+
+require_own_packages()  # before any of them is imported
+# ruff: noqa: E402
 
 from upstream.checkpoints import FORMATS
 from upstream.common import shipped
@@ -41,6 +64,7 @@ COMMANDS = {  # what each does: an example
     "list": "What there is, a line each: list upstreams",
     "describe": "An upstream's layers, size, fingerprint, licence, source: describe hubert_demo",
     "check": "The promises of an upstream, or a recipe: check --upstream mine.py:Mine",
+    "doctor": "What is installed here and whether it works, for a bug report: doctor",
     "predict": "What trained heads say of audio: predict --upstream X --downstream sid a.wav",
     "finetune": "Stage 1, stable fine-tuning: finetune recipes/demo/finetune.yaml",
     "merge": "Stage 2, merge weights and write them: merge recipes/demo/merged.yaml --output out/",
@@ -176,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     flag("--upstream", required=True)
     flag("--downstream", required=True, help="a task that this upstream was scored on")
     flag("--suite", default="demo", help="the suite of the task (default: demo)")
-    either = commands["check"].add_mutually_exclusive_group(required=True)
+    either = commands["check"].add_mutually_exclusive_group()  # neither: doctor
     either.add_argument("--upstream")
     either.add_argument("--recipe", type=_recipe)
     flag = commands["finetune"].add_argument
@@ -235,8 +259,11 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        if args.command == "check" and not (args.upstream or args.recipe):
+            args.command = "doctor"
         room = "downstream" if args.command in REPORTS else "merging"
-        call = getattr(importlib.import_module(f"{room}.commands"), args.command)
+        module = "upstream.doctor" if args.command == "doctor" else f"{room}.commands"
+        call = getattr(importlib.import_module(module), args.command)
         return int(call(args) or 0)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

@@ -101,7 +101,7 @@ def test_kill_and_resume(suite: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     command = [str(word) for word in words]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not scores(tmp_path / "r") and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)

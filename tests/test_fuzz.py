@@ -55,7 +55,8 @@ NAMES = ["zip.pt", "legacy.pt", "bare.safetensors"]
 
 
 @contextmanager
-def in_time(seconds: float = 10) -> Iterator[None]:
+def ends(seconds: float = 120) -> Iterator[None]:
+    """Not after ages: a bound on what hangs, far beyond what a slow machine needs (0.1 s)."""
     start = time.process_time()
     yield
     assert time.process_time() - start < seconds
@@ -64,7 +65,7 @@ def in_time(seconds: float = 10) -> Iterator[None]:
 def outcome(path: Path) -> str:
     """The one line that opening `path` and building its encoder ends in, or `ok`."""
     message = "ok"
-    with in_time():
+    with ends():
         try:
             found = container.open_container(path)
             assert sum(t.numel() * t.element_size() for t in found.tensors.values()) < 1 << 24

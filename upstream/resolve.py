@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from upstream.common import DATA, schema, shipped, user_code
 from upstream.common.errors import UserError
+from upstream.common.packages import require_package
 from upstream.common.registry import Registry
 from upstream.encoder.config import Padding, Precision
 
@@ -199,15 +200,13 @@ def _encoder(
 def _download(repo: str) -> Path:
     if Path(repo).exists():
         return Path(repo)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
+    hub, errors = map(require_package, ("huggingface_hub", "huggingface_hub.errors"))
     try:
-        folder = Path(snapshot_download(repo, allow_patterns=["*.json", "model*.safetensors"]))
+        folder = Path(hub.snapshot_download(repo, allow_patterns=["*.json", "model*.safetensors"]))
         if not any(folder.glob("model*.safetensors")):
-            snapshot_download(repo, allow_patterns=["pytorch_model*.bin"])
+            hub.snapshot_download(repo, allow_patterns=["pytorch_model*.bin"])
         return folder
-    except (HFValidationError, RepositoryNotFoundError) as error:
+    except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
         raise UserError(f"hf:{repo}: neither a folder here nor a model on the hub") from error
     except Exception as error:  # no network, proxy, time-out, disk: each client has its own
         raise UserError(

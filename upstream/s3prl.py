@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
+from upstream.common.packages import install_command, repair_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,12 +77,19 @@ def _packages() -> dict[str, str]:
     """Every name of s3prl's hub and its package, found without importing any."""
     spec = importlib.util.find_spec("s3prl")
     if spec is None or spec.origin is None:
-        raise UserError("s3prl is not installed; pip install s3prl==0.4.18")
+        raise UserError(
+            f"an upstream s3prl:NAME needs s3prl, which is not installed: "
+            f"{install_command('s3prl')} (or pip install espnet-s3prl)"
+        )
     packages: dict[str, str] = {}
     for path in sorted(Path(spec.origin).parent.glob("upstream/*/hubconf.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 packages[node.name] = path.parent.name  # as there, the last of one name counts
+    if not packages:
+        raise UserError(
+            f"s3prl is broken, none of its upstreams is there: {repair_command('s3prl')}"
+        )
     return packages
 
 

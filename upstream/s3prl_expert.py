@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from importlib.metadata import version
+import importlib.util
+import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from upstream.base import SAMPLE_RATE, Hidden, Upstream
 from upstream.common.errors import UserError
+from upstream.common.packages import import_failure, require_package
 
+DISTRIBUTIONS = ("s3prl", "espnet-s3prl")  # the second is the maintained fork
 SHORTEST = 800  # samples: s3prl/nn/upstream.py pads anything below 0.05 s
 
 
@@ -28,14 +31,16 @@ class S3PRL(Upstream):
         super().__init__()
         self.expert = expert.eval()
         self.name = name
-        self.source = f"s3prl {version('s3prl')}: {name}"
+        self.source = f"{' '.join(release())}: {name}"
         self.stride = int(self.expert.get_downsample_rates("hidden_states"))  # type: ignore[operator]
         with torch.no_grad():
             states = self._states([torch.zeros(SAMPLE_RATE)])
         self.num_layers, self.dim = len(states), states[0].shape[-1]
 
     def identity(self) -> dict[str, Any]:
-        return {"s3prl": version("s3prl"), "name": self.name, "padding": "s3prl"}
+        distribution, version = release()
+        made_by = version if distribution == "s3prl" else f"{distribution} {version}"
+        return {"s3prl": made_by, "name": self.name, "padding": "s3prl"}
 
     def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
         """wavs [B, N], lens [B] in samples -> Hidden of [L, B, T, D]."""
@@ -51,18 +56,45 @@ class S3PRL(Upstream):
         return states
 
 
+def release() -> tuple[str, str]:
+    """The distribution that the package s3prl comes from and its version; two bring it.
+
+    Both may be installed, in one place or in two: the files that are imported say which it is.
+    """
+    spec = importlib.util.find_spec("s3prl")
+    folder = Path(str(spec.origin if spec else None)).parent
+    try:
+        written = (folder / "version.txt").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        written = "of unknown version"
+    for name in DISTRIBUTIONS:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if _numbers(version) == _numbers(written):  # 2026.05.14 is 2026.5.14
+            return name, version
+    return "s3prl", written  # a clone on the path
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", version)]
+
+
 def wrapped(package: str, name: str, ckpt: Path | None) -> S3PRL:
     """The upstream of a name of s3prl's hub, or of its package with these weights. UserError."""
     try:
         if ckpt is None:
-            hub = importlib.import_module(f"s3prl.upstream.{package}.hubconf")
+            hub = require_package(f"s3prl.upstream.{package}.hubconf")
             return S3PRL(getattr(hub, name)(), name)
         # not the hub's entry: for most names it drops a given checkpoint without a word
-        module = importlib.import_module(f"s3prl.upstream.{package}.expert")
+        module = require_package(f"s3prl.upstream.{package}.expert")
         return S3PRL(module.UpstreamExpert(str(ckpt)), name)
     except UserError:
         raise
     except Exception as error:  # someone else's code; a download that fails offline ends here too
+        if line := import_failure(error):
+            raise UserError(line) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         way = "" if ckpt else f"; if it needs weights, give them: s3prl:{name}:ckpt=FILE"
         raise UserError(f"s3prl:{name} does not run here ({reason}){way}") from error

@@ -17,6 +17,7 @@ from downstream.corpora.tables import Row
 from downstream.corpora.utterances import SPLIT_NAMES
 from upstream.common import disk
 from upstream.common.errors import UserError
+from upstream.common.packages import require_package
 
 BATCH = 16  # rows decoded at once
 LARGEST = 1 << 30  # bytes of one utterance's audio
@@ -200,13 +201,8 @@ def _json(path: Path, key: str, default: Any = None) -> Any:
 
 
 def _arrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        fault = "folders of Hugging Face's datasets need pyarrow: pip install -e '.[hf]'"
-        raise UserError(fault) from error
-    return pyarrow
+    require_package("pyarrow.parquet")
+    return require_package("pyarrow")
 
 
 def _parquet(path: Path) -> Any:

@@ -21,6 +21,7 @@ from scipy.fft import next_fast_len
 
 from upstream.common import disk
 from upstream.common.errors import UserError
+from upstream.common.packages import reason, repair_command, require_package
 
 RATE = 16_000  # Hz, of the files
 ENGINE_RATE = 22_050  # Hz, what eSpeak NG returns
@@ -66,20 +67,20 @@ _Callback = ctypes.CFUNCTYPE(
 @functools.cache
 def engine() -> ctypes.CDLL:
     """eSpeak NG, started once per process. Raises UserError with the line to type if missing."""
+    loader = require_package("espeakng_loader")
     try:
-        import espeakng_loader
-    except ImportError as error:
-        fault = "the synthetic corpus needs espeakng-loader: pip install -e '.[demo]'"
+        library = ctypes.CDLL(loader.get_library_path())
+        data = loader.get_data_path().encode()
+    except Exception as error:  # the library is not there, or not for this machine
+        fault = f"eSpeak NG does not load ({reason(error)}): {repair_command('espeakng_loader')}"
         raise UserError(fault) from error
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Synth.argtypes = [
         ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
         ctypes.c_uint, ctypes.POINTER(ctypes.c_uint), ctypes.c_void_p,
     ]  # fmt: skip
-    data = espeakng_loader.get_data_path().encode()
     options = _PHONEME_EVENTS | _IPA_NAMES | _DONT_EXIT
     if library.espeak_Initialize(_SYNCHRONOUS, 0, data, options) != ENGINE_RATE:
-        raise UserError("eSpeak NG did not start: pip install --force-reinstall espeakng-loader")
+        raise UserError(f"eSpeak NG did not start: {repair_command('espeakng_loader')}")
     return library
 
 

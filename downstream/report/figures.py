@@ -11,23 +11,20 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from downstream.report.compare import Row, reduction
 from downstream.report.results import safe_name
 from downstream.report.table import heading, p_text
 from downstream.tasks.metrics import parted
 from upstream.common import disk
-from upstream.common.errors import UserError
+from upstream.common.packages import require_package
 
-try:
+if TYPE_CHECKING:
     import altair as alt
     import vl_convert
-except ImportError as error:
-    raise UserError(
-        "the page is drawn by altair and vl-convert, which are not installed: "
-        "pip install 'altair>=6' 'vl-convert-python>=1.9'"
-    ) from error
+else:
+    alt, vl_convert = map(require_package, ("altair", "vl_convert"))
 
 MOST_ROWS, MOST_LINES, MOST_DOTS = 40, 6, 24  # of a panel
 MOST_PANELS = 24  # of a figure

@@ -23,6 +23,7 @@ from downstream.report.results import Result, Score
 from downstream.tasks.metrics import of_result
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
+from upstream.common.packages import require_package
 
 SCHEMA = "0.3.0"  # of every_eval_ever's eval.schema.json
 CARD = "README.md"
@@ -152,11 +153,9 @@ def _texts(facts: dict[str, Any]) -> dict[str, str]:
 
 def model_index(upstream: str, found: Sequence[Shared]) -> list[dict[str, Any]]:
     """For the front matter of a model card (huggingface_hub's EvalResult)."""
-    from huggingface_hub import EvalResult
-    from huggingface_hub.repocard_data import eval_results_to_model_index
-
+    data = require_package("huggingface_hub.repocard_data")
     entries = [
-        EvalResult(
+        data.EvalResult(
             task_type=HUB.get(str(each.score.recipe.get("task")), "audio-classification"),
             task_name=f"{each.row.suite}/{each.row.task}",
             dataset_type=each.corpus,
@@ -175,19 +174,18 @@ def model_index(upstream: str, found: Sequence[Shared]) -> list[dict[str, Any]]:
         )
         for each in found
     ]  # fmt: skip
-    return list(eval_results_to_model_index(upstream, entries))
+    return list(data.eval_results_to_model_index(upstream, entries))
 
 
 def write_card(card: Path, index: list[dict[str, Any]]) -> None:
     """Put a model-index into a card's front matter; the rest of the card stays. UserError."""
-    from huggingface_hub.repocard import metadata_load, metadata_save
-
+    cards = require_package("huggingface_hub.repocard")
     with disk.writing(card), disk.whole(card) as part:
         if card.is_file():
             shutil.copyfile(card, part)
         try:
-            facts = metadata_load(part) if card.is_file() else None
-            metadata_save(part, {**(facts or {}), "model-index": index})
+            facts = cards.metadata_load(part) if card.is_file() else None
+            cards.metadata_save(part, {**(facts or {}), "model-index": index})
         except (yaml.YAMLError, ValueError, TypeError) as error:  # or no mapping
             reason = " ".join(str(error).split())
             raise UserError(f"{card}: its front matter cannot be read ({reason:.200})") from error

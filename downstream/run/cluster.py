@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from downstream.run.executors import Executor
 from downstream.run.queue import heading, serve
 from upstream.common.errors import UserError, near_miss
+from upstream.common.packages import require_package
 from upstream.common.schema import read_value
 from upstream.resolve import parse
 
@@ -129,17 +130,14 @@ class Server:
 
     def checkpoint(self) -> Any:
         """What submitit calls then."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+        return require_package("submitit.helpers").DelayedSubmission(self)
 
 
 class Slurm:
     """An array of jobs by submitit; its `cluster=local` runs them on this machine, to try it."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        with _installed("slurm", "submitit"):
-            import submitit
+        submitit = require_package("submitit")
         kind = options.pop("cluster", "slurm")
         self.local = kind != "slurm"
         common = submitit.AutoExecutor._typed_parameters()
@@ -190,9 +188,7 @@ class Ray:
 
     def __init__(self, options: dict[str, Any]) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        with _installed("ray", "ray"):
-            import ray
-        self.ray = ray
+        self.ray = require_package("ray")
         self.address = options.pop("address", None)
         self.local = self.address is None
         known = ("num_cpus", "num_gpus", "memory")
@@ -240,13 +236,3 @@ def _brief(error: Exception) -> str:
 
 
 ENGINES: dict[str, Any] = {"slurm": Slurm, "ray": Ray}
-
-
-@contextlib.contextmanager
-def _installed(extra: str, package: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(
-            f"--executor {extra} needs {package}: pip install -e '.[{extra}]'"
-        ) from error

@@ -157,8 +157,9 @@ def make(job: Pass, options: RunOptions) -> Line:
             return None
         with beating(options.store.root / RUNNING, job.name):
             upstream = _upstream(job.request, options.device)
+            line = precision.require_near(upstream, job.clips, options.store, name)
             extract(upstream, job.clips, job.kinds, options.store, name=name, batch_seconds=seconds)
-            return precision.told(upstream, job.clips, options.store, name)
+            return line
 
 
 def compute(job: CellJob, options: RunOptions) -> Line:
@@ -208,6 +209,8 @@ def _together(job: CellJob, options: RunOptions) -> Line:
                 mine.append((each, task))
         with beating(options.store.root / RUNNING, job.name):
             upstream = _upstream(job.request, options.device)
+            for _, task in mine[:1]:
+                precision.require_near(upstream, task.clips, options.store, job.request.name)
             scores = together.compute(mine, upstream, options)
     for (each, _), score in zip(mine, scores):
         if isinstance(score, Exception) and (each.prepared, each.seed) == (job.prepared, job.seed):
@@ -223,8 +226,10 @@ def _features(job: CellJob, prepared: Prepared, options: RunOptions) -> Features
     """From the store, where the upstream itself is not needed, or else recomputed."""
     entry = (job.identity.fingerprint, prepared.kind, prepared.clips)
     if not options.store.missing(*entry):
+        precision.require_recorded(entry[0], options.store, job.request.name)
         return options.store.open(*entry)
     upstream = _upstream(job.request, options.device)
+    precision.require_near(upstream, prepared.clips, options.store, job.request.name)
     return provide(upstream, prepared.clips, prepared.kind, options.store, where="recompute")
 
 

@@ -107,8 +107,8 @@ def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
     }
     disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
     _write_heard(folder, objective)
-    if not draw(folder / FIGURE, loop.log.lines(), loop.history):
-        print("  no figure of log.jsonl; it is drawn after: pip install -e '.[report]'")
+    if reason := draw(folder / FIGURE, loop.log.lines(), loop.history):
+        print(f"  no figure of log.jsonl; {reason}")
     write_card(folder, record)
     for each in loop.collected:
         _write_heard(folder / each.name, objective)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from upstream.common import disk
+from upstream.common.errors import UserError
+from upstream.common.packages import require_package
 
 POINTS = 500  # of a curve, at most: more updates are drawn as means
 WIDTH, HEIGHT = 560, 110
@@ -17,17 +19,19 @@ Row = dict[str, float | str]
 
 def draw(
     place: Path, lines: Sequence[Mapping[str, float]], history: Sequence[Mapping[str, Any]]
-) -> bool:
+) -> str:
     """Write the figure: loss, learning rates, gradient norm, dev scores by update.
 
     lines: of `Log`. history: step and dev scores of every evaluation, `also` by name.
-    Returns whether what draws is installed. Raises UserError.
+    Returns why there is none, where what draws is missing; else "". Raises UserError.
     """
     try:
-        import altair as alt
-        import vl_convert  # noqa: F401 - what altair makes an SVG with
-    except ImportError:
-        return False
+        require_package("vl_convert")  # what altair makes an SVG with
+        require_package("altair")
+    except UserError as error:
+        return str(error)
+    import altair as alt
+
     curves, many = _curves(lines)
     dev = [
         {"step": each["step"], "value": score, "of": name}
@@ -55,7 +59,7 @@ def draw(
     chart = alt.vconcat(*rows).resolve_scale(color="independent")
     with disk.writing(place), disk.whole(place) as part:
         chart.save(part, format="svg")
-    return True
+    return ""
 
 
 def _curves(lines: Sequence[Mapping[str, float]]) -> tuple[dict[str, list[Row]], int]:

@@ -24,6 +24,7 @@ from upstream.base import Upstream
 from upstream.checkpoints.read import Checkpoint
 from upstream.common import user_code
 from upstream.common.errors import UserError
+from upstream.common.packages import install_command
 from upstream.common.registry import Registry
 from upstream.common.schema import (
     Amount,
@@ -180,7 +181,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Tunin
     bind(strategy, recipe.params, f"{path}: params", ("model", "recipe"))
     collectors(recipe.collect, recipe.steps)
     if recipe.tensorboard and find_spec("tensorboard") is None:
-        raise UserError(f"{path}: tensorboard: is not installed: pip install tensorboard")
+        raise UserError(f"{path}: tensorboard: is not installed: {install_command('tensorboard')}")
     if (recipe.batch is None) == (recipe.batch_seconds is None):
         raise UserError(f"{path}: needs either batch (utterances) or batch_seconds")
     if sum(aim.share for aim in recipe.also) >= 1:

@@ -31,5 +31,5 @@ def test_it_compiles(tmp_path: Path) -> None:
     document = rf"\documentclass{{article}}\begin{{document}}{latex(TABLE, NOTES)}" + "\n"
     (tmp_path / "t.tex").write_text(document + r"\end{document}", encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-800:]

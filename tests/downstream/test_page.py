@@ -285,7 +285,7 @@ def test_without_what_draws_one_line_says_so(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "pip install 'altair>=6'" in done.stderr
+    assert done.stderr.count("\n") == 1 and "pip install -e '.[report]'" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import os
 import signal
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -220,15 +218,11 @@ def test_a_wrong_name_is_one_line(options: tuple[str, str], message: str, tmp_pa
 
 
 def test_a_missing_engine_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "espeakng_loader":
-            raise ImportError(name)
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     speak.engine.cache_clear()
-    with pytest.raises(UserError, match=r"needs espeakng-loader: pip install -e '\.\[demo\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"needs espeakng-loader, which is not installed: pip install -e '\.\[demo\]'",
+    ):
         synthetic.read(tmp_path, "text", **SMALL)
     assert not list(tmp_path.iterdir())

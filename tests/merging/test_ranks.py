@@ -54,7 +54,7 @@ def start(
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )
         )  # fmt: skip
-    said = [process.communicate(timeout=100) for process in running]
+    said = [process.communicate(timeout=300) for process in running]
     return [(process.returncode, *each) for process, each in zip(running, said)]
 
 

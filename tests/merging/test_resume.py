@@ -110,10 +110,10 @@ def test_without_the_packages_there_is_no_figure_and_it_says_how_to_get_them(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
     folder = build_tuned(recipes / "finetune.yaml", tmp_path / "r")
-    assert "no figure of log.jsonl; it is drawn after: pip install" in capsys.readouterr().out
+    assert "no figure of log.jsonl; a figure needs vl-convert-python" in capsys.readouterr().out
     assert not (folder / "log.svg").exists() and "log.svg" not in (folder / "README.md").read_text()
     monkeypatch.setattr("merging.tuning.recipe.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="tensorboard: is not installed: pip install tensorboard"):
+    with pytest.raises(UserError, match="tensorboard: is not installed: pip install"):
         build_tuned(changed(recipes, tensorboard=True), tmp_path / "r")
 
 

@@ -22,10 +22,17 @@ def near_miss(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, more: str) -> str:
-    """One line; of an error that nobody foresaw also where it arose, and `more` to report."""
+    """One line; of an error that nobody foresaw also where it arose, and `more` to report.
+
+    A package that is missing, or that does not load, is foreseen wherever it is imported.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
+    from upstream.common import packages  # which needs this module
+
+    if line := packages.import_failure(error):
+        return line
     place = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"unforeseen {type(error).__name__} at {Path(place.filename).name}:{place.lineno} "

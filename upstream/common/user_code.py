@@ -1,30 +1,33 @@
 """A user's own Python, named where a registered name could stand: `mine.py:Thing`.
 
 Results and features are found by what made them, so the content of such a file, and of every module
-of the user's that it imports in turn, is part of their identity.
+of the user's that it imports in turn, is part of their identity. The user's are the modules below
+the file's folder, or below where one stands, and those that the file puts on the path itself. A
+library is never the user's, wherever it was installed (`libraries.py`): it is neither hashed nor
+run a second time, which torch does not survive.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.util
 import re
 import sys
-import sysconfig
 import traceback
+import zipimport
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from upstream.common import PROJECT, disk
+from upstream.common import disk, libraries
 from upstream.common.errors import UserError, near_miss
 
 NAME = re.compile(r"(.+\.py):(\w+)")
-ROOMS = [PROJECT / room for room in ("upstream", "downstream", "merging")]
-KNOWN = [*ROOMS, *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))]
 
 
 def thing(name: str) -> Any:
@@ -63,23 +66,43 @@ def beside(value: Any, folder: Path) -> Any:
 def imported(path: Path) -> list[ModuleType]:
     """The loaded modules, not of a library or this project, that a file's code names, in turn."""
     modules: dict[str, ModuleType] = {}
-    waiting = [(path, "")]
+    waiting = [(path.read_bytes() if path.is_file() else b"", "")]
     while waiting:
         for name in _imports(*waiting.pop()):
             module = sys.modules.get(name)
-            file = Path(getattr(module, "__file__", None) or "")
-            known = file.suffix != ".py" or any(map(file.is_relative_to, KNOWN))
-            if module and name not in modules and not known:
+            if module is None or name in modules:
+                continue
+            if libraries.is_users(name, module, path):
                 modules[name] = module
-                waiting.append((file, module.__package__ or ""))
+                with contextlib.suppress(UserError):  # it may have moved since it was run
+                    waiting.append((_source(module), module.__package__ or ""))
     return list(modules.values())
 
 
 def digest(path: Path) -> str:
     """12 hex digits over the content of a file that was run and of the modules it imports."""
-    files = [path, *(Path(str(module.__file__)) for module in imported(path))]
-    contents = sorted(hashlib.sha256(disk.read(file)).hexdigest() for file in files)
+    sources = [disk.read(path), *map(_source, imported(path))]
+    contents = sorted(hashlib.sha256(source).hexdigest() for source in sources)
     return hashlib.sha256("".join(contents).encode()).hexdigest()[:12]
+
+
+def _source(module: ModuleType) -> bytes:
+    """The content of a module's file, which may lie in a zip archive."""
+    file = Path(str(module.__file__))
+    loader = module.__spec__.loader if module.__spec__ else None
+    if not file.exists() and isinstance(loader, zipimport.zipimporter):
+        return bytes(loader.get_data(str(file)))
+    return disk.read(file)
+
+
+def _forget(module: ModuleType) -> None:
+    """Let the next import run a module anew; its package must not hand out the old one."""
+    name = module.__name__
+    sys.modules.pop(name, None)
+    package, _, attribute = name.rpartition(".")
+    parent = sys.modules.get(package)
+    if parent is not None and getattr(parent, attribute, None) is module:
+        delattr(parent, attribute)
 
 
 def run(path: Path) -> ModuleType:
@@ -90,7 +113,8 @@ def run(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     for other in imported(path):
-        sys.modules.pop(other.__name__, None)
+        _forget(other)
+    importlib.invalidate_caches()  # a zip archive's directory
     sys.modules[name] = module  # where pickle and inspect look for it
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # it is told by whole seconds
     try:
@@ -103,11 +127,11 @@ def run(path: Path) -> ModuleType:
 _run_once = functools.cache(run)
 
 
-def _imports(path: Path, package: str) -> Iterator[str]:
-    """Every module that a file's import statements may name, parents included."""
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """Every module that the import statements of a source may name, parents included."""
     try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
         return
     for node in ast.walk(tree):
         names: list[str] = []

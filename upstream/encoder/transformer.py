@@ -62,7 +62,14 @@ class PositionConv(Conv1d):
         super().__init__(width, width, kernel, padding=kernel // 2, groups=groups, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2)
+        if x.device.type == "cpu":
+            # always in float32: with AMX, oneDNN's grouped convolutions of few channels a group
+            # are wrong in bfloat16 (noise as large as the output)
+            with torch.autocast("cpu", enabled=False):
+                y = super().forward(x.to(self.weight.dtype).transpose(1, 2))
+        else:
+            y = super().forward(x.transpose(1, 2))
+        return y[:, :, : x.shape[1]].transpose(1, 2)
 
 
 class Positions(nn.Module):

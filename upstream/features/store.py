@@ -30,6 +30,7 @@ from upstream.features.codec import Features, Kind
 from upstream.features.shards import Array, Shard
 
 ABOUT = "about.json"
+PRECISION = "precision.json"  # how far hidden states in low precision are from float32
 IN_MEMORY = 4e9  # bytes of means that are held in memory: VoxCeleb1's three and more
 
 
@@ -195,7 +196,8 @@ class Store:
             shutil.rmtree(gone, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process may be as far, or begin anew
                 if not any(path.is_dir() for path in gone.parent.iterdir()):
-                    (gone.parent / ABOUT).unlink(missing_ok=True)
+                    for name in (ABOUT, PRECISION):
+                        (gone.parent / name).unlink(missing_ok=True)
                     gone.parent.rmdir()
         return True
 
