@@ -82,9 +82,7 @@ def main() -> None:
             "--set", "eval_every=5", "--output", "tuned")  # fmt: skip
         run(folder, "merge", "--base", "hubert_demo", "--tuned", "tuned", "--set", "alpha=0.25",
             "--output", "merged")  # fmt: skip
-        run(
-            folder, "--upstream", "hf:merged,hf:tuned,hubert_demo", "--downstream", "er", *SHORT
-        )
+        run(folder, "--upstream", "hf:merged,hf:tuned,hubert_demo", "--downstream", "er", *SHORT)
         run(folder, "compare", "hubert_demo", "./merged")
         assert (folder / "results" / "report.html").is_file()
     print("the wheel works")

@@ -38,7 +38,7 @@ PACKAGES = {
     "yaml": Package("pyyaml"),
     "safetensors": Package("safetensors"),
     "filelock": Package("filelock"),
-    "editdistance": Package("editdistance"),
+    "rapidfuzz": Package("rapidfuzz"),
     "tqdm": Package("tqdm"),
     "huggingface_hub": Package("huggingface_hub", (), "the Hugging Face hub"),
     "transformers": Package("transformers", (), "pre-training the demo's encoder"),
@@ -133,9 +133,9 @@ def install_command(name: str) -> str:
 def repair_command(name: str) -> str:
     """What brings a package that is installed and does not load."""
     if name == "torchaudio":  # each of its builds is for one build of torch
-        wanted = (version("torch") or "2.11.0").partition("+")
-        index = f" --index-url https://download.pytorch.org/whl/{wanted[2]}" if wanted[2] else ""
-        return f"pip install --force-reinstall --no-deps torchaudio=={wanted[0]}{index}"
+        release, _, build = (version("torch") or "2.11.0").partition("+")
+        backend = f" --torch-backend {build}" if build else ""
+        return f"uv pip install --reinstall --no-deps{backend} torchaudio=={release}"
     return f"pip install --force-reinstall {PACKAGES[name].distribution}"
 
 
