@@ -34,6 +34,8 @@ BASE: dict[str, Any] = {
     "num_attention_heads": 12,
     "num_conv_pos_embedding_groups": 16,
 }
+required("s3prl.upstream.hubert.expert")
+
 SPEECH = Path(os.environ.get("SPEECH_SAMPLE", PROJECT.parent / "shared" / "speech"))
 CLOSE = 1e-4
 Waves = Callable[..., list[Tensor]]

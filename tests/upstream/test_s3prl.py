@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import tiny
 import torch
 
 import upstream
+from tests.optional import required
 from upstream.audio import pad
 from upstream.checkpoints.write import to_s3prl
 from upstream.common.errors import UserError
 from upstream.s3prl import _packages, _require_inert
+
+mockingjay = required("s3prl.upstream.mockingjay.model")
 
 TRANSFORMER = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
@@ -52,12 +56,18 @@ def store(content: Any, path: Path) -> Path:
 @pytest.fixture(scope="module")
 def tera() -> dict[str, Any]:
     """A small checkpoint of s3prl's TERA family, as its own training writes it."""
-    from s3prl.upstream.mockingjay.model import TransformerConfig, TransformerModel
-
     settings = {"transformer": TRANSFORMER, "audio": AUDIO, "task": {"sequence_length": 1500}}
-    model = TransformerModel(TransformerConfig(TRANSFORMER), 24)
+    model = mockingjay.TransformerModel(mockingjay.TransformerConfig(TRANSFORMER), 24)
     return {"Config": settings, "Transformer": model.state_dict(), "Global_step": 3,
             "Settings": {"Paras": argparse.Namespace(lr=0.1)}}  # fmt: skip
+
+
+def test_names_and_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"did you mean hubert\?"):
+        upstream.load("s3prl:hubertt")
+    assert "no such file" in complaint("hubert", Path("/nowhere.pt"))
+    os.mkfifo(tmp_path / "x.pt")
+    assert "is a pipe" in complaint("tera_local", tmp_path / "x.pt")
 
 
 LOCAL = sorted(n for n in _packages() if n.endswith(("_local", "_custom", "_url")))
