@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +96,6 @@ def test_what_needs_no_optional_package_runs_without_any(
         ["run", "--upstream", both, *task, *results, "--workers", 1],
         ["compare", one, f"{two}:padding=s3prl", *results],
         ["errors", one, f"{two}:padding=s3prl", *task, *results],
-        ["matrix", "--suite", suite, *results],
         ["share", one, *results, "--output", tmp_path / "shared.json"],
         ["cache", *results],
     ]
@@ -244,3 +245,17 @@ def test_a_foreign_package_of_our_name_is_one_line(room: str, tmp_path: Path) ->
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"the package `{room}` would be imported from {tmp_path}" in done.stderr
+
+
+def test_the_table_is_what_setup_says() -> None:
+    """Every requirement is in it, and every extra that it names brings the distribution."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = parser["options.extras_require"]
+    required = re.findall(r"^([\w-]+)", parser["options"]["install_requires"], re.MULTILINE)
+    assert set(required) <= {package.distribution for package in PACKAGES.values()}
+    for name, package in PACKAGES.items():
+        for extra in package.extras:
+            assert package.distribution in re.findall(r"^([\w-]+)", extras[extra], re.MULTILINE), (
+                name
+            )

@@ -38,7 +38,7 @@ PACKAGES = {
     "yaml": Package("pyyaml"),
     "safetensors": Package("safetensors"),
     "filelock": Package("filelock"),
-    "editdistance": Package("editdistance"),
+    "rapidfuzz": Package("rapidfuzz"),
     "tqdm": Package("tqdm"),
     "huggingface_hub": Package("huggingface_hub", (), "the Hugging Face hub"),
     "transformers": Package("transformers", (), "pre-training the demo's encoder"),
