@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.test_cli import ROOT
+from tests.test_cli import ROOT, call
 from upstream import doctor
 from upstream.common import packages
 from upstream.common.errors import UserError, one_line
@@ -178,9 +178,9 @@ def test_doctor_tells_what_is_broken_and_goes_on(
     names = {f"part_{name}": body for name, body in PARTS.items()}
     for name, body in names.items():
         shadow(tmp_path / "path", body, name)
-    known = ("torch", "torchaudio", "huggingface_hub", "pyarrow")
+    known = ("torch", "torchaudio", "huggingface_hub", "pyarrow")  # torch is looked at first
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
-    table = {name: Package(name, ("demo",), "a test") for name in (*names, "part_missing", *known)}
+    table = {name: Package(name, ("demo",), "a test") for name in (*known, *names, "part_missing")}
     monkeypatch.setattr(doctor, "PACKAGES", table)
     monkeypatch.setattr(packages, "PACKAGES", table)
     monkeypatch.setattr(doctor, "PROBES", dict.fromkeys(known, "pass"))
@@ -259,3 +259,9 @@ def test_the_table_is_what_setup_says() -> None:
             assert package.distribution in re.findall(r"^([\w-]+)", extras[extra], re.MULTILINE), (
                 name
             )
+
+
+@pytest.mark.parametrize("command", ["doctor", "check"])
+def test_check_of_nothing_is_doctor(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "doctor", lambda args: 2 if args.results == Path("x") else 0)
+    assert call(command, "--results", "x") == 2
