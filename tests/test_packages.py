@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.test_cli import ROOT
+from tests.test_cli import ROOT, call
 from upstream import doctor
 from upstream.common import packages
 from upstream.common.errors import UserError, one_line
@@ -94,7 +96,6 @@ def test_what_needs_no_optional_package_runs_without_any(
         ["run", "--upstream", both, *task, *results, "--workers", 1],
         ["compare", one, f"{two}:padding=s3prl", *results],
         ["errors", one, f"{two}:padding=s3prl", *task, *results],
-        ["matrix", "--suite", suite, *results],
         ["share", one, *results, "--output", tmp_path / "shared.json"],
         ["cache", *results],
     ]
@@ -177,9 +178,9 @@ def test_doctor_tells_what_is_broken_and_goes_on(
     names = {f"part_{name}": body for name, body in PARTS.items()}
     for name, body in names.items():
         shadow(tmp_path / "path", body, name)
-    known = ("torch", "torchaudio", "huggingface_hub", "pyarrow")
+    known = ("torch", "torchaudio", "huggingface_hub", "pyarrow")  # torch is looked at first
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
-    table = {name: Package(name, ("demo",), "a test") for name in (*names, "part_missing", *known)}
+    table = {name: Package(name, ("demo",), "a test") for name in (*known, *names, "part_missing")}
     monkeypatch.setattr(doctor, "PACKAGES", table)
     monkeypatch.setattr(packages, "PACKAGES", table)
     monkeypatch.setattr(doctor, "PROBES", dict.fromkeys(known, "pass"))
@@ -244,3 +245,23 @@ def test_a_foreign_package_of_our_name_is_one_line(room: str, tmp_path: Path) ->
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"the package `{room}` would be imported from {tmp_path}" in done.stderr
+
+
+def test_the_table_is_what_setup_says() -> None:
+    """Every requirement is in it, and every extra that it names brings the distribution."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = parser["options.extras_require"]
+    required = re.findall(r"^([\w-]+)", parser["options"]["install_requires"], re.MULTILINE)
+    assert set(required) <= {package.distribution for package in PACKAGES.values()}
+    for name, package in PACKAGES.items():
+        for extra in package.extras:
+            assert package.distribution in re.findall(r"^([\w-]+)", extras[extra], re.MULTILINE), (
+                name
+            )
+
+
+@pytest.mark.parametrize("command", ["doctor", "check"])
+def test_check_of_nothing_is_doctor(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "doctor", lambda args: 2 if args.results == Path("x") else 0)
+    assert call(command, "--results", "x") == 2

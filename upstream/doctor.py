@@ -82,7 +82,7 @@ def doctor(args: argparse.Namespace) -> int:
         parts = {}
         for part in pool.map(examine, PACKAGES):
             parts[part.name] = part
-            print(_anonymous(_line(part)), flush=True)
+            print(_anonymous(_line(part, parts["torch"])), flush=True)
     for line in _machine(parts["torch"]):
         print(_anonymous(line))
     faults = [*_missing(parts), *_results(args.results)]
@@ -120,7 +120,7 @@ def examine(name: str) -> Part:
     return Part(name, shown, None if missing else fault)
 
 
-def _line(part: Part) -> str:
+def _line(part: Part, torch: Part) -> str:
     package = PACKAGES[part.name]
     label = f"  {package.distribution} {part.version}".rstrip()
     purpose = f" ({package.purpose} needs it)" if package.purpose else ""
@@ -128,6 +128,8 @@ def _line(part: Part) -> str:
         return label
     if part.fault is None:
         return f"{label}: not installed{purpose}: {install_command(part.name)}"
+    if part.fault == torch.fault and part.name != "torch":
+        return f"{label}: does not load, because torch does not{purpose}"
     return f"{label}: does not load{purpose}: {part.fault}: {repair_command(part.name)}"
 
 
@@ -157,6 +159,9 @@ def _machine(torch: Part) -> Iterator[str]:
         cores = os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "not set")
     yield f"threads: {threads} of torch, {cores} cores for this process, OMP_NUM_THREADS {limit}"
+    if not torch.works:
+        yield "devices: unknown, torch does not load"
+        return
     built = f"torch is built for CUDA {cuda}" if cuda else "torch is built without CUDA"
     yield f"devices: {', '.join(['cpu', *devices])} ({built})"
 
