@@ -74,9 +74,8 @@ def _usable(device: str) -> None:
 
 def writable(folder: Path) -> None:
     """Raise UserError now if a folder cannot be written, not after hours."""
-    with disk.writing(folder), disk.whole(folder / "probe") as part:
+    with disk.writing(folder), disk.removed(folder) as part:
         part.touch()
-    (folder / "probe").unlink(missing_ok=True)
 
 
 def compare(args: argparse.Namespace) -> None:

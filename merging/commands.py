@@ -276,7 +276,11 @@ def cache(args: argparse.Namespace) -> None:
             f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}  {entry.name}"
         )
         if args.action == "clear":
-            cleared = store.remove(entry)
-            row += "  cleared" if cleared else "  kept: in use by another process"
+            if store.remove(entry):
+                row += "  cleared"
+            elif others := store.foreign(entry):
+                row += f"  kept: {others[0]!r:.80} in it is not of this program"
+            else:
+                row += "  kept: in use by another process"
         print(row)
     print(f"{sum(entry.gigabytes for entry in chosen):.3f} GB in {store.root}")
