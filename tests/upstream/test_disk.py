@@ -18,12 +18,11 @@ from upstream.common import disk
 from upstream.common.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
-HALF = f"{disk.PART}{'0' * 32}.json"
 
 
 def _hold(folder: Path, line: Any) -> None:
     with disk.lease(folder, wait=True) as ours:
-        (folder / HALF).write_text("half")
+        (folder / f"{disk.PART}mine").write_text("half")
         line.send(ours)
         line.recv()
 
@@ -53,7 +52,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     with holder(folder):
         assert held(folder)
-        assert (folder / HALF).exists(), "who holds nothing removes nothing"
+        assert (folder / f"{disk.PART}mine").exists(), "who holds nothing removes nothing"
         with disk.lease(folder, wait=False, name="other.lease") as ours:
             assert ours
     with disk.lease(folder, wait=True) as ours:

@@ -31,8 +31,6 @@ BLANK_SECONDS = 5.0  # a lease whose holder was killed before it wrote its name 
 PART = ".part-"  # how the name of a file in the making begins
 
 
-# how a file in the making is called: by `whole`
-PART_NAME = re.compile(r"\.part-[0-9a-f]{32}.{0,20}")
 RECORD_BYTES = 64 << 20  # a JSON record of one cell, upstream or choice has some kilobytes
 TABLE_BYTES = 4 << 30  # predictions and the index of audio files: a line for each utterance
 _guarded: set[str] = set()  # absolute paths
@@ -128,7 +126,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({str(error):.100})") from error
+        raise UserError(f"{path}: is not JSON ({error!s:.100})") from error
     if not isinstance(record, dict):
         raise UserError(f"{path}: is not a JSON object")
     return record
@@ -281,10 +279,9 @@ def lease(folder: Path, *, wait: bool, name: str = LEASE) -> Iterator[bool]:
         yield False
         return
     try:
-        for part in folder.iterdir() if name == LEASE else ():
-            with contextlib.suppress(OSError, UserError):
-                if PART_NAME.fullmatch(part.name):
-                    remove_file(part)
+        for part in folder.glob(f"{PART}*") if name == LEASE else ():
+            with contextlib.suppress(UserError):
+                remove_file(part)
         yield True
     finally:
         claim.release()

@@ -181,10 +181,11 @@ def _entries(folder: Path) -> list[Path]:
 
 def foreign(folder: Path) -> list[str]:
     """Names in an entry's folder that this program does not make."""
-    claims = re.compile(rf"({NAME.pattern}|reading-[0-9a-f]{{32}})\.lease(\..*)?")
-    ours = (NAME, PART_NAME, claims, disk.PART_NAME, re.compile(USED))
-    names = (path.name for path in _entries(folder))
-    return [name for name in names if not any(each.fullmatch(name) for each in ours)]
+    ours = re.compile(
+        rf"{NAME.pattern}|{re.escape(disk.PART)}.*|{USED}"
+        rf"|({NAME.pattern}|reading-[0-9a-f]{{32}})\.lease(\..*)?"
+    )
+    return [path.name for path in _entries(folder) if not ours.fullmatch(path.name)]
 
 
 class Writer:

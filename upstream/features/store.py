@@ -31,7 +31,7 @@ from upstream.features.codec import Features, Kind
 from upstream.features.shards import Array, Shard
 
 ABOUT = "about.json"
-FINGERPRINT = re.compile(r"[0-9a-f]{12}")
+FINGERPRINT = re.compile(r"[0-9a-f]{1,64}")
 GONE = re.compile(r"[0-9]+\.gone")  # an entry that is being removed
 IN_MEMORY = 4e9  # bytes of means that are held in memory: VoxCeleb1's three and more
 
