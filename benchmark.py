@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from upstream.checkpoints import FORMATS
+from upstream.common.disk import guard
 from upstream.common.errors import near_miss, one_line
 from upstream.common.stop import stoppable
+from upstream.common.text import escaped_output
 
 EXAMPLES = """\
 examples:
@@ -221,10 +223,12 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # any name, on any terminal
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    guard(args.results)
     try:
         room = "downstream" if args.command in REPORTS else "merging"
         call = getattr(importlib.import_module(f"{room}.commands"), args.command)
-        return int(call(args) or 0)
+        with escaped_output():
+            return int(call(args) or 0)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return STOPPED

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+LONGEST = 2000  # characters of a line
+
 
 class UserError(ValueError):
     """What is wrong, where, and how to mend it, in one line; `benchmark.py` exits with 2."""
@@ -23,9 +25,11 @@ def near_miss(name: str, known: Iterable[str]) -> str:
 
 def one_line(error: BaseException, more: str) -> str:
     """One line; of an error that nobody foresaw also where it arose, and `more` to report."""
-    text = " ".join(str(error).split())
+    from upstream.common.text import escaped
+
+    text = escaped(" ".join(str(error).split()))
     if isinstance(error, UserError):
-        return text
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
     place = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"unforeseen {type(error).__name__} at {Path(place.filename).name}:{place.lineno} "
