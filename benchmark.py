@@ -170,9 +170,11 @@ def parser() -> argparse.ArgumentParser:
     flag("--upstream", required=True)
     flag("--downstream", required=True, help="a task that this upstream was scored on")
     flag("--suite", default="demo", help="the suite of the task (default: demo)")
+    flag("--set", action="append", default=[], metavar="KEY=VALUE",
+         help="as in the run, where the task's recipe names Python of your own")  # fmt: skip
     either = commands["check"].add_mutually_exclusive_group(required=True)
     either.add_argument("--upstream")
-    either.add_argument("--recipe", type=Path)
+    either.add_argument("--recipe", type=Path, help="a recipe, or a folder of them")
     flag = commands["finetune"].add_argument
     flag("recipe", type=Path)
     flag("--set", action="append", default=[], metavar="KEY=VALUE",

@@ -99,6 +99,7 @@ def record(fields: Mapping[str, Any]) -> Record:
     """A line of predictions.jsonl as the record it was. Raises TypeError or ValueError for other
     fields, values of other types and half a character."""
     line = Trial(**fields) if "enrolment" in fields else Count(**fields)
+    value: Any
     for name, value in zip(line._fields, line):
         if name not in NUMBERS:
             str.encode(value)

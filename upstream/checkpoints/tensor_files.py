@@ -235,11 +235,11 @@ def save_state(content: Any, path: Path, before: Path | None = None) -> None:
             disk.rename(path, before)
 
 
-def load_state(path: Path, device: torch.device | str = "cpu") -> Any:
+def load_state(path: Path, device: torch.device | str = "cpu", reason: str = "damaged") -> Any:
     """What `save_state` wrote; runs no code. Raises UserError if any byte is not as it was written,
     and Unreadable for a read that failed for now.
     """
-    with guarded(path, "damaged"):
+    with guarded(path, reason):
         with disk.open_file(path) as file, zipfile.ZipFile(file) as archive:
             if torn := archive.testzip():  # torch does not look at the checksums
                 raise ValueError(torn)

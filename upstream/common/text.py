@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from upstream.common import PROJECT
 
@@ -73,7 +73,7 @@ def portable(value: Any, results: Path | None = None) -> Any:
     any other absolute path only the last part stays. Two machines have other folders, and a user's
     name stands in many.
     """
-    homes = [*([results] if results else []), Path.cwd(), PROJECT, os.path.expanduser("~")]
+    homes = [*([results] if results else []), Path.cwd(), PROJECT, Path(os.path.expanduser("~"))]
     starts = "|".join(re.escape(os.path.abspath(home).rstrip("/") + "/") for home in homes)
     near = re.compile(rf"(?<![\w./~$}}*-])(?:{starts})")
 
@@ -103,7 +103,7 @@ def escaped_output() -> Iterator[None]:
     import sys
 
     before = sys.stdout
-    sys.stdout = Escaped(before)  # type: ignore[assignment]
+    sys.stdout = cast(TextIO, Escaped(before))
     try:
         yield
     finally:
