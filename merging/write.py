@@ -208,10 +208,11 @@ def _finish(
         **report.record(),
         **provenance(),
     }
-    record["tuned"] = [beside(source, output) for source in record["tuned"]]
-    record = portable(record, output.parents[1] if output.parent.name == "upstreams" else None)
-    write_card(output, record)
-    disk.write(output / RECORD, json.dumps(finite(record), indent=1) + "\n")
+    results = output.absolute().parents[1] if output.parent.name == "upstreams" else None
+    sources = [beside(source, output) for source in record["tuned"]]
+    kept = portable({**record, "tuned": sources}, results)
+    write_card(output, kept)
+    disk.write(output / RECORD, json.dumps(finite(kept), indent=1) + "\n")
     return Written(record)
 
 
