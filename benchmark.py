@@ -40,8 +40,10 @@ require_own_packages()  # before any of them is imported
 
 from upstream.checkpoints import FORMATS
 from upstream.common import shipped
+from upstream.common.disk import guard
 from upstream.common.errors import near_miss, one_line
 from upstream.common.stop import stoppable
+from upstream.common.text import escaped_output
 
 EXAMPLES = """\
 examples:
@@ -200,9 +202,11 @@ def parser() -> argparse.ArgumentParser:
     flag("--upstream", required=True)
     flag("--downstream", required=True, help="a task that this upstream was scored on")
     flag("--suite", default="demo", help="the suite of the task (default: demo)")
+    flag("--set", action="append", default=[], metavar="KEY=VALUE",
+         help="as in the run, where the task's recipe names Python of your own")  # fmt: skip
     either = commands["check"].add_mutually_exclusive_group()  # neither: doctor
     either.add_argument("--upstream")
-    either.add_argument("--recipe", type=_recipe)
+    either.add_argument("--recipe", type=_recipe, help="a recipe, or a folder of them")
     flag = commands["finetune"].add_argument
     flag("recipe", type=_recipe)
     flag("--set", action="append", default=[], metavar="KEY=VALUE",
@@ -258,13 +262,15 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # any name, on any terminal
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    guard(args.results)
     try:
         if args.command == "check" and not (args.upstream or args.recipe):
             args.command = "doctor"
         room = "downstream" if args.command in REPORTS else "merging"
         module = "upstream.doctor" if args.command == "doctor" else f"{room}.commands"
         call = getattr(importlib.import_module(module), args.command)
-        return int(call(args) or 0)
+        with escaped_output():
+            return int(call(args) or 0)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return STOPPED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,8 +96,19 @@ Record = Count | Trial
 
 
 def record(fields: Mapping[str, Any]) -> Record:
-    """A line of predictions.jsonl as the record it was. Raises TypeError for other fields."""
-    return Trial(**fields) if "enrolment" in fields else Count(**fields)
+    """A line of predictions.jsonl as the record it was. Raises TypeError or ValueError for other
+    fields, values of other types and half a character."""
+    line = Trial(**fields) if "enrolment" in fields else Count(**fields)
+    value: Any
+    for name, value in zip(line._fields, line):
+        if name not in NUMBERS:
+            str.encode(value)
+        elif type(value) not in (int, float) or not math.isfinite(value):
+            raise TypeError(f"{name} is {value!r:.40}")
+    return line
+
+
+NUMBERS = {"errors", "total", "score", "label"}  # fields of records
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upstream.common import disk
-from upstream.common.errors import UserError, near_miss
+from upstream.common.errors import UserError, near_miss, one_line
 
 if TYPE_CHECKING:
     from downstream.run.prepare import Prepared
@@ -74,9 +74,8 @@ def _usable(device: str) -> None:
 
 def writable(folder: Path) -> None:
     """Raise UserError now if a folder cannot be written, not after hours."""
-    with disk.writing(folder), disk.whole(folder / "probe") as part:
+    with disk.writing(folder), disk.removed(folder) as part:
         part.touch()
-    (folder / "probe").unlink(missing_ok=True)
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -108,7 +107,7 @@ def errors(args: argparse.Namespace) -> None:
         prepared, *_ = tasks(args)
         paths = {item.id: clip.path for item, clip in zip(prepared.items, prepared.clips)}
     except UserError as error:  # results outlive their corpora
-        print(f"benchmark.py: no paths of audio: {error}", file=sys.stderr)
+        print(f"benchmark.py: no paths of audio: {one_line(error, '')}", file=sys.stderr)
     suite = Path(args.suite).name
     known = load_results(args.results)
     rows = compared(args.a, args.b, args.downstream, suite, known, paths)
@@ -142,10 +141,8 @@ def matrix(args: argparse.Namespace) -> None:
 
 def share(args: argparse.Namespace) -> None:
     """Scores as every_eval_ever's JSON, or in a model's card: share merged --output card.md"""
-    import json
-
     from downstream.report import share
-    from downstream.report.results import finite, load_results
+    from downstream.report.results import load_results
 
     found = share.shared(args.upstream, load_results(args.results), args.suite)
     card = args.output is not None and args.output.suffix == ".md"
@@ -160,7 +157,7 @@ def share(args: argparse.Namespace) -> None:
             print(yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True))
     else:
         record = share.every_eval_ever(args.upstream, found, args.organization)
-        text = json.dumps(finite(record), indent=1, ensure_ascii=False)
+        text = share.as_json(record)
         if args.output:
             disk.write(args.output, text + "\n")
         else:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from downstream.report.layout import plain
 from merging.cost import cost_text
 from upstream.checkpoints.write import CONVERTED
 from upstream.common import disk
+from upstream.common.text import portable
 
 FIGURE = "log.svg"  # of a fine-tuning run, beside its card
 
@@ -17,7 +19,8 @@ FIGURE = "log.svg"  # of a fine-tuning run, beside its card
 def write_card(folder: Path, record: Mapping[str, Any]) -> None:
     """README.md beside the weights: what they are, how they were made, how to use them."""
     lines = _merged(folder, record) if "effective_alpha" in record else _finetuned(folder, record)
-    disk.write(folder / "README.md", "\n".join(lines).rstrip() + "\n")
+    text = "\n".join(map(portable, lines))  # no reader has the folders of this machine
+    disk.write(folder / "README.md", text.rstrip() + "\n")
 
 
 def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
@@ -68,7 +71,7 @@ def _merged(folder: Path, record: Mapping[str, Any]) -> list[str]:
 
 def _facts(record: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     known = (key for key in keys if record.get(key) not in (None, "", {}))
-    return [f"- {key.replace('_', ' ')}: {_shown(record[key])}" for key in known]
+    return [f"- {key.replace('_', ' ')}: {plain(_shown(record[key]))}" for key in known]
 
 
 def _shown(value: Any) -> str:

@@ -21,6 +21,7 @@ from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions
 from merging.weights import alphas
 from upstream.base import Upstream
+from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.schema import Bound
 from upstream.features.clips import overlapping
@@ -279,6 +280,27 @@ def key(facts: Any, tasks: Sequence[Prepared]) -> str:
 def read(path: Path) -> Choice:
     """A kept choice. Raises UserError if the file cannot be understood."""
     try:
-        return Choice(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        choice = Choice(**disk.read_record(path))
+        _require_whole(choice)
+        return choice
+    except disk.Unreadable:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and run again") from error
+
+
+def _require_whole(choice: Choice) -> None:
+    """Raises ValueError, TypeError or AttributeError for parts that do not fit each other."""
+    texts = (choice.what, choice.chosen, choice.usual)
+    if not all(isinstance(text, str) and text.isprintable() for text in texts):
+        raise TypeError("a candidate is no text")
+    candidates = choice.gain.keys()
+    rows = [choice.gain, choice.regret, *choice.dev.values()]
+    if not all(isinstance(x, (int, float)) for row in rows for x in row.values()):
+        raise TypeError("a score is no number")
+    known = all(name in METRICS and task.isprintable() for task, name in choice.metric.items())
+    same = choice.dev.keys() == choice.metric.keys() == choice.regret.keys()
+    if not (known and same and choice.dev and candidates):
+        raise ValueError("its tasks do not fit each other")
+    if not all(candidates <= row.keys() for row in choice.dev.values()):
+        raise ValueError("its candidates do not fit each other")

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from downstream.commands import settings, tasks, writable
+from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 
 if TYPE_CHECKING:
+    from downstream.recipe import Recipe
     from downstream.run.schedule import Request
 
+LARGEST_CARD = 1 << 20  # bytes
 LISTS = {  # what `list` knows: where its registry is
     "upstreams": "upstream.resolve:UPSTREAMS",
     "tasks": "downstream.base:TASKS",
@@ -55,6 +58,9 @@ def run(args: argparse.Namespace) -> None:
     scored = {(identity.name, identity.fingerprint) for identity in work.identities}
     revisions = {task.revision for task in prepared}
     mine = [r for r in results if name(r) in scored and r.cell.revision in revisions]
+    if failed and not mine:  # there is nothing to show
+        print(*failed.lines, sep="\n", file=sys.stderr)
+        raise failed
     # a merged upstream is also shown against the fine-tuned one that it came from
     tuned = [each.name for each in work.identities if each.name.split(":")[0] == "finetuned"]
     references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned])))
@@ -162,7 +168,7 @@ def describe(args: argparse.Namespace) -> None:
     merged = (place.parent / "merge.json").is_file()  # a model.pt with its card beside it
     card = (place.parent if merged else place) / "README.md"
     if card.is_file():
-        print(f"\n{card.read_text(encoding='utf-8', errors='replace')}")
+        print(f"\n{disk.read(card, LARGEST_CARD).decode(errors='replace')}")
 
 
 def check(args: argparse.Namespace) -> int:
@@ -171,16 +177,30 @@ def check(args: argparse.Namespace) -> int:
         from downstream import recipe
         from downstream.run.prepare import prepare
 
-        prepared = prepare(recipe.load(args.recipe), args.results)
-        for fold, split in prepared.splits.items():
-            print(fold or "corpus", {part: len(indices) for part, indices in split.items()})
+        suite = args.recipe.is_dir()
+        paths = list(recipe.suite(str(args.recipe)).values()) if suite else [args.recipe]
+        for path in paths:
+            prepared = prepare(recipe.load(path), args.results)
+            for fold, split in prepared.splits.items():
+                counts = {part: len(indices) for part, indices in split.items()}
+                print(*([path.stem] * suite), fold or "corpus", counts)
+        _tell_files_run()
         return 0
     from upstream.check import check as promises
 
     rows = promises(named(args).load())
     for row in rows:
         print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
+    _tell_files_run()
     return 0 if all(row.kept for row in rows) else 1
+
+
+def _tell_files_run() -> None:
+    """Python that recipes and names asked for was run: by design, and said."""
+    from upstream.common import user_code
+
+    for path in user_code.files_run():
+        print(f"ran {path}")
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -189,6 +209,7 @@ def predict(args: argparse.Namespace) -> None:
 
     for path in args.files:
         load(path)
+    from downstream import recipe as task_recipes
     from downstream.recipe import suite_folder
     from downstream.report.groups import results_of
     from downstream.report.results import load_results
@@ -212,7 +233,15 @@ def predict(args: argparse.Namespace) -> None:
             f"{args.upstream} has other weights now ({upstream.fingerprint()}) than its heads were "
             f"trained on ({cells[0].cell.fingerprint}); run the benchmark again"
         )
-    kept = [head for cell in cells for head in heads.load(cell, upstream)]
+
+    def trusted() -> Recipe:
+        """The user's own recipe, with what --set changes."""
+        own = task_recipes.suite(args.suite)
+        if args.downstream not in own:
+            raise UserError(f"suite {args.suite} has no {args.downstream}.yaml: nothing of it runs")
+        return task_recipes.load(own[args.downstream], task_recipes.overrides(args.set))
+
+    kept = [head for cell in cells for head in heads.load(cell, upstream, trusted)]
     for path in args.files:
         print(f"{path}\t{heads.agreed(heads.predict(kept, upstream, path))}", flush=True)
 
@@ -276,7 +305,11 @@ def cache(args: argparse.Namespace) -> None:
             f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}  {entry.name}"
         )
         if args.action == "clear":
-            cleared = store.remove(entry)
-            row += "  cleared" if cleared else "  kept: in use by another process"
+            if store.remove(entry):
+                row += "  cleared"
+            elif others := store.foreign(entry):
+                row += f"  kept: {others[0]!r:.80} in it is not of this program"
+            else:
+                row += "  kept: in use by another process"
         print(row)
     print(f"{sum(entry.gigabytes for entry in chosen):.3f} GB in {store.root}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from merging.tuning.recipe import TuningRecipe, open_plan, opening
 from merging.tuning.recipe import load_recipe as load_tuning
 from merging.write import RECORD, as_encoder
 from upstream.checkpoints.write import WEIGHTS, write
+from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.resolve import beside, call, canonical, parse, split_specs
 
@@ -126,6 +126,7 @@ def _build_elsewhere(listed: Sequence[Request], options: RunOptions) -> None:
 def build(request: Request, options: RunOptions) -> str:
     """Build one upstream here, alone; what to say of it. Raises UserError."""
     begun = time.monotonic()
+    disk.guard(options.results)
     _settled(request, replace(options, executor=LOCAL, workers=1))
     return f"built ({time.monotonic() - begun:.0f} s)"
 
@@ -211,8 +212,8 @@ def costs(requests: Sequence[Request]) -> list[str]:
     lines = []
     for each in requests:
         for name in RECORDS:
-            with contextlib.suppress(OSError, ValueError):  # no record, or no longer one
-                record = json.loads((Path(parse(each.spec)[0]) / name).read_text())
+            with contextlib.suppress(OSError, ValueError, TypeError):  # no record, or none now
+                record = disk.read_record(Path(parse(each.spec)[0]) / name)
                 lines += [f"cost of {each.name}: {text}"] if (text := cost_text(record)) else []
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from upstream.checkpoints import write as export
 from upstream.checkpoints.tensor_names import without_pretraining
 from upstream.common import disk
 from upstream.common.errors import UserError
+from upstream.common.text import portable
 from upstream.encoder.encoder import Encoder
 
 RECORD = "merge.json"  # a folder that has it is finished
@@ -189,10 +191,9 @@ def _require_own_config(folder: Path, state: Weights) -> None:
 
 def _begin(output: Path) -> None:
     """An older record must not vouch for new weights, nor an older list of audio be theirs."""
-    with disk.writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-        for name in (RECORD, HEARD):
-            (output / name).unlink(missing_ok=True)
+    disk.make_folder(output)
+    for name in (RECORD, HEARD):
+        disk.remove_file(output / name)
 
 
 def _finish(
@@ -207,6 +208,15 @@ def _finish(
         **report.record(),
         **provenance(),
     }
-    write_card(output, record)
-    disk.write(output / RECORD, json.dumps(finite(record), indent=1) + "\n")
+    results = output.absolute().parents[1] if output.parent.name == "upstreams" else None
+    sources = [beside(source, output) for source in record["tuned"]]
+    kept = portable({**record, "tuned": sources}, results)
+    write_card(output, kept)
+    disk.write(output / RECORD, json.dumps(finite(kept), indent=1) + "\n")
     return Written(record)
+
+
+def beside(source: str, output: Path) -> str:
+    """An absolute path near `output`, as `../tuned`: where its record is looked for."""
+    near = os.path.relpath(source, output) if os.path.isabs(source) else source
+    return near if near.count("..") <= 2 and os.path.exists(source) else source

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,11 @@ from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
 from upstream.common.schema import build
+from upstream.common.text import LONGEST_PATH, read_name
 from upstream.features.clips import Clip
 from upstream.features.codec import Features
 from upstream.features.provide import in_order
-from upstream.measures import FEWEST, GROUPS, Estimate, Moments
+from upstream.measures import FEWEST, GROUPS, MEASURES, Estimate, Moments
 
 FOLDER = "similarity"  # below the results folder
 SILENCE = 35.0  # dB below the loudest frame: in the valley between speech and noise, results/LOG.md
@@ -56,11 +58,23 @@ def read(path: Path) -> Similarity | None:
     """A kept similarity; None if it is not there or not one."""
     try:
         kept = build(Similarity, disk.read_checked(path) or {}, str(path))
+    except disk.Unreadable:
+        raise
     except UserError:
         return None
     rows = [*kept.measures.values(), *kept.floor.values()]
     whole = all(len(row) == len(kept.layers) for row in rows) and len(kept.fingerprints) == 2
-    return kept if whole and all(len(pair) == 2 for pair in kept.layers) else None
+    whole = whole and all(len(pair) == 2 for pair in kept.layers)
+    if not whole or not {*kept.measures, *kept.mean, *kept.floor} <= MEASURES.keys():
+        return None
+    try:
+        names: dict[str, Any] = {
+            key: read_name(getattr(kept, key), key, LONGEST_PATH)
+            for key in ("reference", "other", "corpus", "audio", "unit")
+        }
+    except ValueError:
+        return None
+    return replace(kept, **names)
 
 
 def deal(units: Sequence[str]) -> list[int]:

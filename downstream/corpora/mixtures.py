@@ -54,7 +54,7 @@ def read(
     home = root.absolute() / f"mixtures-{digest}"
     with disk.lease(home, wait=True):
         made = disk.read_checked(home / "made")  # last, when all are there
-        if made is None:
+        if not _is_table(made):
             made = []
             sizes = {"train": train_mixtures, "dev": -(-test_mixtures // 2), "test": test_mixtures}
             for split, number in sizes.items():
@@ -62,6 +62,17 @@ def read(
                 made += _mixtures(home, split, mine, number, seconds, seed)
             disk.write_checked(home / "made", made)
     return [Example(n, str(home / f"{n}.flac"), None, None, *said) for n, *said in made]
+
+
+def _is_table(rows: Any) -> bool:
+    """Whether it can be what `_mixtures` made: texts, the first of each a file's name."""
+    return isinstance(rows, list) and all(
+        isinstance(row, list)
+        and len(row) == 4
+        and all(isinstance(text, str) for text in row)
+        and Path(row[0]).name == row[0]
+        for row in rows
+    )
 
 
 def _mixtures(

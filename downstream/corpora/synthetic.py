@@ -291,8 +291,17 @@ def read(
         raise UserError(f"part {part!r} has no target {target!r}{near_miss(target, targets)}")
     examples = []
     for marker in generate(root, part, seed, scale):
-        for row in map(json.loads, marker.read_text(encoding="utf-8").splitlines()):
-            who, path = (row["speaker"], row["split"]), str(marker.parent / row["path"])
-            label = slots(row["text"]) if target == "slots" else row[target]
-            examples.append(Example(row["id"], path, None, None, label, *who))
+        try:
+            rows = [json.loads(line) for line in disk.read(marker).decode().split("\n") if line]
+            for row in rows:
+                who, path = (row["speaker"], row["split"]), str(marker.parent / row["path"])
+                label = slots(row["text"]) if target == "slots" else row[target]
+                example = Example(row["id"], path, None, None, label, *who)
+                if not all(isinstance(text, str) for text in (example.id, label, *who)):
+                    raise TypeError(example.id)
+                examples.append(example)
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{marker}: is damaged ({error!s:.60}); delete it") from error
     return examples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +17,8 @@ from downstream.report.results import Result
 from downstream.report.unlike import flat
 from downstream.report.view import View
 from upstream.common.errors import UserError
+from upstream.common.schema import build, read_yaml
+from upstream.common.text import portable
 
 
 def costs(view: View) -> str:
@@ -60,7 +63,8 @@ def provenance(view: View) -> str:
         made = sorted({s.created[:10] for s in scores})
         devices = ", ".join(sorted({s.device for s in scores}))
         facts = [
-            f"fingerprint {mine[0].cell.fingerprint}; from {scores[0].source or 'unknown'}",
+            f"fingerprint {mine[0].cell.fingerprint}; "
+            f"from {portable(scores[0].source) or 'unknown'}",
             f"{', '.join(sorted(versions))}; git {', '.join(sorted(git))}; {devices}; "
             f"{' to '.join(dict.fromkeys([made[0], made[-1]]))}",
         ]
@@ -69,8 +73,8 @@ def provenance(view: View) -> str:
         body.append([th(upstream), f'<td class="free">{commands}{lines}</td>'])
     recipes = []
     for task, mine in sorted(grouped(view.results, version).items()):
-        warnings = sorted({w for r in mine for w in r.score.warnings})
-        text = yaml.safe_dump(mine[0].score.recipe, sort_keys=False, allow_unicode=True)
+        warnings = sorted({portable(w) for r in mine for w in r.score.warnings})
+        text = yaml.safe_dump(portable(mine[0].score.recipe), sort_keys=False, allow_unicode=True)
         said = "".join(f"\n# {w}" for w in warnings[:20])
         recipes.append(
             f"<details><summary>recipe of {h(view.called[task])}, revision {h(task.revision)}"
@@ -101,11 +105,13 @@ def _commands(view: View, results: Sequence[Result]) -> list[str]:
 
 def suite_word(suite: str) -> str:
     """What --suite takes; of a folder elsewhere a result knows no more than the name."""
-    try:
-        recipe.suite_folder(suite)
-    except UserError:
-        return shlex.quote(f"PATH/TO/{suite}")
-    return shlex.quote(suite)
+    return shlex.quote(suite if _own(suite) else f"PATH/TO/{suite}")
+
+
+def _own(suite: str) -> Path | None:
+    """The folder of a suite that comes with the project: a record's name leads nowhere else."""
+    folder = recipe.RECIPES / suite
+    return folder if suite == Path(suite).name and folder.is_dir() else None
 
 
 def _changes(result: Result) -> list[str]:
@@ -113,15 +119,23 @@ def _changes(result: Result) -> list[str]:
     here = _recipe(result.cell.suite, result.cell.task)
     return [
         f"{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"
-        for key, value in flat(result.score.recipe).items()
+        for key, value in flat(portable(result.score.recipe)).items()
         if here.get(key, value) != value
     ]
 
 
 @functools.cache
 def _recipe(suite: str, task: str) -> dict[str, Any]:
-    """The leaves of a recipe of a suite that comes with the project; empty if it has none."""
+    """The leaves of a recipe of a suite that comes with the project; empty if it has none.
+
+    It is read as YAML alone: what a recipe names is not run for a record that names the recipe.
+    """
+    folder = _own(suite)
+    if folder is None or task != Path(task).name:
+        return {}
+    path = folder / f"{task}.yaml"
     try:
-        return flat(recipe.load(recipe.suite(suite)[task]).as_dict())
-    except (UserError, KeyError):
+        names = {"name": task, "suite": suite, "path": str(path)}
+        return flat(portable(build(recipe.Recipe, read_yaml(path), str(path), **names).as_dict()))
+    except UserError:
         return {}

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from downstream.base import Direction
 from downstream.report import superb, unlike
 from downstream.report.groups import Labels, TaskVersion, grouped, labels, name, results_of, version
-from downstream.report.results import Result
+from downstream.report.results import Result, reading
 from downstream.report.statistics import Interval, holm, interval, paired, stacked
 from downstream.report.superb import Tasks
 from downstream.tasks.metrics import of_result, parted
@@ -95,6 +95,11 @@ def _alone(a: str, b: str, left: Tasks, right: Tasks, called: Labels) -> list[st
 
 def scores(group: Sequence[Result], called: Labels) -> list[Row]:
     """Every metric of one upstream in one task, its seeds together."""
+    with reading(group[0].folder.parent, "delete the folder"):
+        return _scores(group, called)
+
+
+def _scores(group: Sequence[Result], called: Labels) -> list[Row]:
     summaries = [r.summary for r in group]
     if len({summary.test for summary in summaries}) > 1:
         raise UserError(f"{group[0].folder.parent}: seeds were tested on different data; delete it")

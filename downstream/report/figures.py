@@ -19,6 +19,7 @@ from downstream.report.table import heading, p_text
 from downstream.tasks.metrics import parted
 from upstream.common import disk
 from upstream.common.packages import require_package
+from upstream.common.text import escaped
 
 if TYPE_CHECKING:
     import altair as alt
@@ -37,7 +38,6 @@ VERDICTS = {  # colour and shape
     "no difference shown": ("#767676", "circle"), "seen": ("#CC79A7", "diamond"),
     "withheld": ("#767676", "cross"), "unknown": ("#767676", "cross"),
 }  # fmt: skip
-UNPRINTABLE = re.compile("[^\t\n -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 FOLDERS = re.compile(r"^[^:]*/(?=[^/:]+\.ya?ml\b)")
 INK = "#222"
 CONFIG: dict[str, Any] = {
@@ -99,8 +99,8 @@ class Figure(NamedTuple):
 
 
 def printable(text: str) -> str:
-    """Without characters that XML has no word for: a renderer dies of one."""
-    return UNPRINTABLE.sub("\ufffd", text)
+    """Without hidden characters and those that XML has no word for: a renderer dies of one."""
+    return re.sub("[\ufffe\uffff]", "\ufffd", escaped(text))
 
 
 def _spec(chart: Panel) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from downstream.report.groups import Labels, grouped, name, version
 from downstream.report.results import Result
+from upstream.common import disk
+
+MOST = 1000  # hidden states
 
 
 class LayerWeights(NamedTuple):
@@ -40,8 +43,9 @@ def _shares(result: Result) -> Iterable[np.ndarray]:
     """[L] of each head of a cell."""
     for path in sorted(result.folder.glob("head*.safetensors")):
         with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
+            disk.require_file(path)
             with safe_open(path, "numpy") as kept:
                 weights = np.asarray(kept.get_tensor("layer_weights"), dtype=np.float64)
             powers = np.exp(weights - weights.max())
-            if weights.ndim == 1 and np.isfinite(powers).all():
+            if weights.ndim == 1 and len(weights) <= MOST and np.isfinite(powers).all():
                 yield powers / powers.sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 
 from downstream.report.groups import Name, name
 from downstream.report.results import SPOILT, Result
+from upstream.common import disk
+from upstream.common.text import LONGEST_PATH, read_name
 
+MOST = 1000  # models that a merge may be made of
 OTHER = ("name", "seed", "collect", "tensorboard")  # keys that change no weights, and the seed
 
 
@@ -45,7 +49,8 @@ class Lineage(NamedTuple):
 def lineages(results: Iterable[Result]) -> dict[Name, Lineage]:
     """Of every upstream whose record can still be read."""
     sources = {name(r): (Path(r.score.source), r.folder.parents[3]) for r in results}
-    found = {each: _lineage(*places) for each, places in sources.items()}
+    read = dict[Path, Lineage | None]()
+    found = {each: _lineage(*places, read) for each, places in sources.items()}
     return {each: lineage for each, lineage in found.items() if lineage}
 
 
@@ -59,48 +64,63 @@ def likely_base(results: Iterable[Result]) -> str | None:
     return "@".join(best) if best else None
 
 
-def _lineage(source: Path, root: Path) -> Lineage | None:
+def _lineage(source: Path, root: Path, read: dict[Path, Lineage | None]) -> Lineage | None:
     """Of the folder `source`, or where results were moved to `root`, of its namesake there.
 
-    What a run collected, as `finetune@1f3a/ema-0.99`, has the run's own record.
+    What a run collected, as `finetune@1f3a/ema-0.99`, has the run's own record. `read`: what was
+    found before; of a folder that is just being read nothing, for a record may name itself.
     """
+    if (key := root / source) not in read:
+        read[key] = None
+        read[key] = _found(source, root, read)
+    return read[key]
+
+
+def _found(source: Path, root: Path, read: dict[Path, Lineage | None]) -> Lineage | None:
     run = source.parent
-    if "@" in run.name and (whole := _lineage(run, root)):
+    if "@" in run.name and (whole := _lineage(run, root, read)):
         strategy, layers = f"{whole.strategy}/{source.name}", None
         for folder in (run, root / "upstreams" / run.name):
             with contextlib.suppress(*SPOILT):
-                layers = layers or _layers(
-                    _read(folder / "finetune.json")["collected"][source.name]
-                )
+                record = disk.read_record(folder / "finetune.json")
+                layers = layers or _layers(record["collected"][source.name])
         return whole._replace(strategy=strategy, tuned=(str(source),), layers=layers)
     for folder in (source, root / "upstreams" / source.name):
         try:
             if (folder / "merge.json").is_file():
-                return _merged(_read(folder / "merge.json"), root)
+                return _merged(disk.read_record(folder / "merge.json"), folder, root, read)
             if (folder / "finetune.json").is_file():
-                return _tuned(_read(folder / "finetune.json"))
+                return _tuned(disk.read_record(folder / "finetune.json"))
         except SPOILT:  # no record of ours
             pass
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+def _named(*names: Any) -> tuple[str, ...]:
+    """Names out of a record. Raises ValueError for what is no text."""
+    return tuple(read_name(name, "a name in a record", LONGEST_PATH) for name in names)
+
+
+def _number(value: Any) -> float:
+    """Raises ValueError, OverflowError or TypeError for what is no finite number."""
+    if not math.isfinite(number := float(value)):
+        raise ValueError(value)
+    return number
 
 
 def _tuned(record: dict[str, Any]) -> Lineage:
     recipe = record["recipe"]
     aims = [aim.get("task") for aim in (recipe, *recipe.get("also", []))]
     return Lineage(
-        base=str(record["base_fingerprint"]),
-        tuned=(str(record["fingerprint"]),),
-        tuned_on=tuple(Path(aim).stem for aim in aims if isinstance(aim, str)),
+        base=_named(record["base_fingerprint"])[0],
+        tuned=_named(record["fingerprint"]),
+        tuned_on=_named(*(Path(aim).stem for aim in aims if isinstance(aim, str))),
         way="",
         alpha=1.0,
-        seconds=float(record.get("seconds", 0)),
+        seconds=_number(record.get("seconds", 0)),
         peak=int(record.get("peak_memory_bytes", 0)),
         stored=int(record.get("stored_bytes", 0)),
-        strategy=str(recipe.get("strategy", "stable")),
+        strategy=_named(recipe.get("strategy", "stable"))[0],
         recipe=json.dumps({k: v for k, v in recipe.items() if k not in OTHER}, sort_keys=True),
         seeds=(int(recipe.get("seed", 0)),),
         layers=_layers(record.get("moved", {})),
@@ -108,25 +128,29 @@ def _tuned(record: dict[str, Any]) -> Lineage:
 
 
 def _layers(moved: dict[str, Any]) -> tuple[float, float] | None:
-    shares = [float(share) for module, share in moved.items() if module.startswith("layer ")]
+    shares = [_number(share) for module, share in moved.items() if module.startswith("layer ")]
     return (min(shares), max(shares)) if shares else None
 
 
-def _merged(record: dict[str, Any], root: Path) -> Lineage:
+def _merged(
+    record: dict[str, Any], folder: Path, root: Path, read: dict[Path, Lineage | None]
+) -> Lineage:
     """Costs with those of the fine-tuned upstreams, where their folders are still there."""
-    parts = [_lineage(Path(folder), root) for folder in record["tuned"]]
-    known = [part for part in parts if part]
+    names = record["tuned"][:MOST]
+    places = [[Path(tuned), folder / tuned] for tuned in _named(*names)]  # or beside the record
+    parts = [[_lineage(place, root, read) for place in each] for each in places]
+    known = [found for each in parts if (found := next(filter(None, each), None))]
     params = dict(record["params"])
     alpha = params.pop("alpha", None)
     recipe = record["recipe"]
     rest = [recipe.get(key) for key in ("only", "pos_conv", "several")]
     return Lineage(
-        base=str(record["base_fingerprint"]),
-        tuned=tuple(map(str, record["fingerprints"]["tuned"])),
+        base=_named(record["base_fingerprint"])[0],
+        tuned=_named(*record["fingerprints"]["tuned"][:MOST]),
         tuned_on=tuple(dict.fromkeys(task for part in known for task in part.tuned_on)),
-        way=json.dumps([record["method"], params, *rest], sort_keys=True),
-        alpha=float(alpha) if isinstance(alpha, (int, float)) else None,
-        seconds=float(record.get("seconds", 0)) + sum(part.seconds for part in known),
+        way=json.dumps([*_named(record["method"]), params, *rest], sort_keys=True),
+        alpha=_number(alpha) if isinstance(alpha, (int, float)) else None,
+        seconds=_number(record.get("seconds", 0)) + sum(part.seconds for part in known),
         peak=max([int(record.get("peak_memory_bytes", 0)), *(part.peak for part in known)]),
         stored=int(record.get("stored_bytes", 0)),
         strategy=" and ".join(dict.fromkeys(part.strategy for part in known)),

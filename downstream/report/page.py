@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from downstream.report import curves, figures, table
@@ -21,6 +23,8 @@ from downstream.report.table import heading
 from downstream.report.view import View, has, view
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
+from upstream.common.text import portable
+from upstream.resolve import canonical
 from upstream.similarity import Similarity
 
 NAME = "report.html"
@@ -41,6 +45,12 @@ def write(
     published: rows of the literature beside what is measured on SUPERB's own data.
     The same results give the same bytes. Raises UserError.
     """
+    shown = _portable_names(results)
+    references = [_reference(wanted, shown) for wanted in references]
+    results = [_renamed(r, shown[r.cell.upstream]) for r in results]
+    similarities = [
+        replace(s, reference=portable(s.reference), other=portable(s.other)) for s in similarities
+    ]
     suites = _suites(results, suite, references)
     views = [view(name, mine, references, published) for name, mine in suites]
     drawn = {v.suite: v.figures() for v in views}
@@ -56,6 +66,34 @@ def write(
         for figure in [f for by in drawn.values() for each in by.values() for f in each] + alike:
             written += figure.save(folder)
     return written
+
+
+def _portable_names(results: Sequence[Result]) -> dict[str, str]:
+    """What a page that others read calls each upstream: no absolute path, and no two alike."""
+    names = sorted({r.cell.upstream for r in results})
+    short = {n: portable(n) for n in names}
+    count = Counter(short.values())
+    return {
+        n: each if n == each or count[each] == 1 else f"{each} ({number})"
+        for number, (n, each) in enumerate(short.items(), 1)
+    }
+
+
+def _reference(wanted: str, shown: Mapping[str, str]) -> str:
+    """A name, or name@fingerprint, as the page calls it."""
+    for spelling in (wanted, canonical(wanted)):
+        bare, _, fingerprint = spelling.rpartition("@")
+        if spelling in shown:
+            return shown[spelling]
+        if bare in shown:
+            return f"{shown[bare]}@{fingerprint}"
+    return wanted
+
+
+def _renamed(result: Result, upstream: str) -> Result:
+    if upstream == result.cell.upstream:
+        return result
+    return replace(result, cell=replace(result.cell, upstream=upstream))
 
 
 def _suites(

@@ -20,18 +20,19 @@ import numpy as np
 
 from downstream.base import Direction, Record, record
 from downstream.report.statistics import Sample, Summary, summarise
+from downstream.tasks.metrics import parted
 from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError
+from upstream.common.schema import bind, convert
+from upstream.common.text import LONGEST_PATH, portable, read_name
 
 FORMAT = 1  # of score.json; a later layout must raise it
 SUMMARY = 2  # of summary.json; with another number it is made again from the predictions
 ROUNDING = 1e-6  # per cent
-SPOILT = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-KINDS: dict[str, type | tuple[type, ...]] = {  # of what tables and the page rest on
-    "upstream": str, "suite": str, "task": str, "seed": int, "metric": str, "score": (int, float),
-    "lr": dict, "seen": int, "seconds": (int, float), "device": str, "versions": dict, "git": dict,
-    "created": str, "recipe": dict, "source": str, "warnings": list,
-}  # fmt: skip
+SPOILT = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError,
+)  # fmt: skip
+PRINT = re.compile(r"[\w.-]{1,64}")  # a fingerprint or a revision: 12 hex digits
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class Result:
     def predictions(self) -> list[Record]:
         """What the head said of the test set. Raises UserError if the file is spoilt."""
         path = self.folder / "predictions.jsonl"
-        with _reading(path, f"delete the folder {self.folder}"):
-            lines = path.read_text(encoding="utf-8").split("\n")
+        with reading(path, f"delete the folder {self.folder}"):
+            lines = disk.read(path, disk.TABLE_BYTES).decode().split("\n")
             return [record(json.loads(line)) for line in lines if line]
 
     @cached_property
@@ -106,7 +107,7 @@ class Result:
 
         Raises UserError naming the file if predictions and score do not belong together.
         """
-        with _reading(self.folder / "predictions.jsonl", f"delete the folder {self.folder}"):
+        with reading(self.folder / "predictions.jsonl", f"delete the folder {self.folder}"):
             summary = _read_summary(self.folder)
             if summary is None:
                 summary = summarise(self.predictions, self.score.metric, self.score.directions)
@@ -127,13 +128,13 @@ def save(root: Path, cell: Cell, result: Score, predictions: Sequence[Record]) -
     folder = cell.folder(root)
     names = asdict(cell)
     names["recipe"] = names.pop("revision")  # its name in format 1
-    content = {"format": FORMAT, "cell": names, "result": asdict(result)}
+    disk.guard(root)
+    content = {"format": FORMAT, "cell": names, "result": portable(asdict(result), root)}
     lines = (json.dumps(line._asdict(), ensure_ascii=False) for line in predictions)
+    disk.make_folder(folder)
+    disk.remove_file(folder / "score.json")  # an older one must not vouch for new predictions
+    disk.write(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
     with disk.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        # an older score must not vouch for new predictions
-        (folder / "score.json").unlink(missing_ok=True)
-        disk.write(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
         _write_summary(folder, summarise(predictions, result.metric, result.directions))
     text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
     disk.write(folder / "score.json", text + "\n")
@@ -168,27 +169,72 @@ def results_in(folder: Path) -> list[Result]:
 
 def read_cell(path: Path) -> Result:
     """The cell of one score.json. Raises UserError naming the file if it cannot be understood."""
-    with _reading(path, "delete it"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path, "delete it"):
+        content = json.loads(disk.read(path, disk.RECORD_BYTES))
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+            raise ValueError(f"format {content['format']!r:.40}, this version reads {FORMAT}")
+        json.dumps(content, ensure_ascii=False).encode()  # raises for half a character
         names, stored = content["cell"], content["result"]
-        stored["dev"] = {  # of a head that diverged it was NaN
-            fold: {lr: math.nan if value is None else value for lr, value in scores.items()}
-            for fold, scores in stored["dev"].items()
+        cell = _cell(**names)
+        dev = {  # of a head that diverged it was NaN
+            str(fold): {lr: _dev(value) for lr, value in scores.items()}
+            for fold, scores in stored.pop("dev").items()
         }
-        cell, score = Cell(revision=names.pop("recipe"), **names), Score(**stored)
-        for key, value in {**vars(cell), **vars(score)}.items():
-            if not isinstance(value, KINDS.get(key, object)):
-                raise ValueError(f"{key} is {value!r:.40}")
+        score = Score(**bind(Score, stored, "result", given=("dev",), read=_typed), dev=dev)
+        score = _shown(score)
+        if score.n < 1 or score.seen < 0 or score.seconds < 0:
+            raise ValueError("its counts are not those of a test set")
         return Result(cell, score, path.parent)
 
 
+def _cell(upstream: str, fingerprint: str, suite: str, task: str, recipe: str, seed: int) -> Cell:
+    """The names of a record. Raises ValueError for what cannot be one."""
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r:.40}")
+    for print_ in (fingerprint, recipe):
+        if not isinstance(print_, str) or not PRINT.fullmatch(print_):
+            raise ValueError(f"fingerprint or revision is {print_!r:.40}")
+    upstream = read_name(upstream, "upstream", LONGEST_PATH)
+    return Cell(
+        upstream, fingerprint, read_name(suite, "suite"), read_name(task, "task"), recipe, seed
+    )
+
+
+def _shown(score: Score) -> Score:
+    """With names that can be shown. Raises ValueError for what cannot be one."""
+    made = {read_name(k, "versions"): read_name(v, "versions") for k, v in score.versions.items()}
+    return replace(
+        score,
+        metric=read_name(score.metric, "metric", LONGEST_PATH),
+        metrics={read_name(k, "metrics", LONGEST_PATH): v for k, v in score.metrics.items()},
+        device=read_name(score.device, "device"),
+        created=read_name(score.created, "created"),
+        versions=made,
+    )
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """A field of Score. Raises ValueError for a value of another type."""
+    try:
+        return convert(value, hint, where)
+    except UserError as error:
+        raise ValueError(f"{where.removeprefix('result: ')} is {value!r:.40}") from error
+
+
+def _dev(value: Any) -> float:
+    """Raises TypeError for no number."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise TypeError(f"dev is {value!r:.40}")
+    return math.nan if value is None else float(value)
+
+
 @contextlib.contextmanager
-def _reading(path: Path, remedy: str) -> Iterator[None]:
-    """What is wrong with a file as one line that names it."""
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """What is wrong with a file as one line that names it; a read that failed for now is none."""
     try:
         yield
+    except disk.Unreadable:
+        raise
     except SPOILT as error:
         if isinstance(error, UserError) and str(path) in str(error):
             raise
@@ -223,7 +269,7 @@ def finite(value: Any) -> Any:
 
 def _stamp(folder: Path) -> list[int]:
     """What tells that predictions were written again."""
-    facts = (folder / "predictions.jsonl").stat()
+    facts = disk.require_file(folder / "predictions.jsonl")
     return [SUMMARY, facts.st_size, facts.st_mtime_ns]
 
 
@@ -237,15 +283,37 @@ def _write_summary(folder: Path, summary: Summary) -> None:
 
 
 def _read_summary(folder: Path) -> Summary | None:
-    """None if there is none of these predictions. Raises OSError without predictions."""
-    stamp, content = _stamp(folder), disk.read_checked(folder / "summary.json")
-    if not content or content.pop("stamp") != stamp:
+    """None if there is none of these predictions. Raises UserError without predictions."""
+    stamp = _stamp(folder)
+    try:
+        content = disk.read_checked(folder / "summary.json")
+        if not content or content.pop("stamp") != stamp:
+            return None
+        samples = {
+            metric: Sample(np.array([float(whole)]), np.array(without, float)[:, None])
+            for metric, (whole, without) in content.pop("samples").items()
+        }
+        summary = Summary(**content, samples=samples)
+        return summary if _sound(summary) else None
+    except SPOILT:  # it is made again
         return None
-    samples = {
-        metric: Sample(np.array([whole]), np.array(without)[:, None])
-        for metric, (whole, without) in content.pop("samples").items()
-    }
-    return Summary(**content, samples=samples)
+
+
+def _sound(summary: Summary) -> bool:
+    """Whether the parts of a summary fit each other. Raises TypeError and the like."""
+    views = [parted(metric) for metric in summary.samples]
+    plain = {metric for metric, view in views if view}
+    rows = [sample.without.shape for sample in summary.samples.values()]
+    return (
+        isinstance(summary.test, str)
+        and type(summary.utterances) is int
+        and summary.utterances > 0
+        and summary.unit in ("speakers", "folds")
+        and all(isinstance(name, str) for name in summary.clusters)
+        and all(shape == (len(summary.clusters), 1) for shape in rows)
+        and plain <= summary.groups.keys()
+        and all(float(x) == x for scores in summary.groups.values() for x in scores.values())
+    )
 
 
 def _version(package: str) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +18,14 @@ import yaml
 
 from downstream.report.compare import Row, scores
 from downstream.report.groups import grouped, labels, results_of, version
-from downstream.report.results import Result, Score
+from downstream.report.results import Result, Score, finite
 from downstream.tasks.metrics import of_result
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 from upstream.common.packages import require_package
+from upstream.common.text import HIDDEN, portable
 
+LARGEST = 1 << 20  # bytes of a card
 SCHEMA = "0.3.0"  # of every_eval_ever's eval.schema.json
 CARD = "README.md"
 FORMATS = ("every_eval_ever", "model-index")
@@ -44,7 +45,9 @@ class Shared(NamedTuple):
 
     @property
     def corpus(self) -> str:
-        return str((self.score.recipe.get("corpus") or {}).get("name", self.row.suite))
+        corpus = self.score.recipe.get("corpus")
+        name = corpus.get("name") if isinstance(corpus, dict) else None
+        return str(portable(name) if isinstance(name, str) else self.row.suite)
 
     @property
     def interval(self) -> dict[str, float]:
@@ -72,7 +75,7 @@ def shared(upstream: str, results: Sequence[Result], suite: str | None = None) -
 
 def every_eval_ever(upstream: str, found: Sequence[Shared], organization: str) -> dict[str, Any]:
     """A record for https://github.com/evaleval/every_eval_ever."""
-    first = found[0]
+    first, upstream = found[0], portable(upstream)
     newest = max(found, key=lambda each: each.score.created).score.created
     model = upstream.removeprefix("hf:")
     suites = "+".join(dict.fromkeys(each.row.suite for each in found))
@@ -141,10 +144,18 @@ def _entry(each: Shared) -> dict[str, Any]:
         },
         "score_details": {
             "score": row.score,
-            "details": _texts({"head_seeds": row.seeds, "recipe": json.dumps(each.score.recipe)}),
+            "details": _texts(
+                {"head_seeds": row.seeds, "recipe": json.dumps(portable(each.score.recipe))}
+            ),
             "uncertainty": uncertainty,
         },
     }  # fmt: skip
+
+
+def as_json(record: dict[str, Any]) -> str:
+    """JSON in which letters are letters, and what cannot be seen is escaped."""
+    text = json.dumps(finite(record), indent=1, ensure_ascii=False)
+    return HIDDEN.sub(lambda m: m[0] if m[0] == "\n" else json.dumps(m[0])[1:-1], text)
 
 
 def _texts(facts: dict[str, Any]) -> dict[str, str]:
@@ -174,7 +185,7 @@ def model_index(upstream: str, found: Sequence[Shared]) -> list[dict[str, Any]]:
         )
         for each in found
     ]  # fmt: skip
-    return list(data.eval_results_to_model_index(upstream, entries))
+    return list(data.eval_results_to_model_index(portable(upstream), entries))
 
 
 def write_card(card: Path, index: list[dict[str, Any]]) -> None:
@@ -182,11 +193,11 @@ def write_card(card: Path, index: list[dict[str, Any]]) -> None:
     cards = require_package("huggingface_hub.repocard")
     with disk.writing(card), disk.whole(card) as part:
         if card.is_file():
-            shutil.copyfile(card, part)
+            part.write_bytes(disk.read(card, LARGEST))
         try:
             facts = cards.metadata_load(part) if card.is_file() else None
             cards.metadata_save(part, {**(facts or {}), "model-index": index})
-        except (yaml.YAMLError, ValueError, TypeError) as error:  # or no mapping
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # or no mapping
             reason = " ".join(str(error).split())
             raise UserError(f"{card}: its front matter cannot be read ({reason:.200})") from error
 
@@ -196,15 +207,21 @@ def update_cards(results: Sequence[Result], root: Path) -> list[Path]:
     written = []
     folders: dict[Path, list[Result]] = {}
     for result in results:
-        source = Path(result.score.source)
-        if source.parent.resolve() == root.resolve() and (source / CARD).is_file():
-            folders.setdefault(source, []).append(result)
+        folder = root / Path(result.score.source).name
+        places = [root.parent / result.score.source, Path(result.score.source)]  # today, before
+        here = any(place.parent.resolve() == root.resolve() for place in places)
+        if here and (folder / CARD).is_file():
+            folders.setdefault(folder, []).append(result)
     for folder, mine in sorted(folders.items()):
-        newest = max(mine, key=lambda r: datetime.fromisoformat(r.score.created)).cell
+        newest = max(mine, key=lambda r: r.score.created).cell
         try:
             found = shared(f"{newest.upstream}@{newest.fingerprint}", mine)
         except UserError:
             continue
-        write_card(folder / CARD, model_index(newest.upstream, found))
+        try:
+            write_card(folder / CARD, model_index(newest.upstream, found))
+        except UserError as error:  # at the end of a long run one card is not everything
+            print(f"no scores in a card: {error}", file=sys.stderr)
+            continue
         written.append(folder / CARD)
     return written

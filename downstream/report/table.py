@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 from downstream.report import superb
 from downstream.report.compare import SIGNIFICANT, Comparison, Row, differences, overall, scores
 from downstream.report.groups import grouped, labels, name, results_of, version
-from downstream.report.layout import TextTable, as_csv, markdown, noted, text, wrapped
+from downstream.report.layout import TextTable, as_csv, markdown, noted, plain, text, wrapped
 from downstream.report.published import NOTE, Published, beside, left_out
 from downstream.report.results import Result, finite
 from downstream.tasks.metrics import of_result
@@ -100,10 +100,11 @@ def write(
         table = summary(mine, suite, known, published)
         rows += table.rows
         blocks = [
-            f"{title}\n{markdown(body)}" for title, body in _blocks(table.rows, len(table.rows))
+            f"{plain(title)}\n{markdown(body)}"
+            for title, body in _blocks(table.rows, len(table.rows))
         ]
-        notes = [f"- {note}" for note in remarks(table) + unknown]
-        pages += [f"## {suite}", *blocks, "\n".join(notes)]
+        notes = [f"- {plain(note)}" for note in remarks(table) + unknown]
+        pages += [f"## {plain(suite)}", *blocks, "\n".join(notes)]
     disk.write(root / "table.csv", as_csv(Row._fields, rows))
     disk.write(root / "table.md", "\n\n".join(pages) + "\n")
     return [root / "table.csv", root / "table.md"]

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from downstream.report.groups import results_of
 from downstream.report.results import Result
 from downstream.report.statistics import PREDICTED
+from upstream.common.text import portable
 
 
 def versions(x: Result, y: Result) -> str:
     """Why two results of a task are of different versions: keys of the recipe, or the data."""
-    mine, theirs = flat(x.score.recipe), flat(y.score.recipe)
+    mine, theirs = (flat(portable(r.score.recipe)) for r in (x, y))
     keys = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
     if not keys:
         if x.summary.test == y.summary.test:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from upstream.common import disk, progress
+from upstream.common.errors import UserError
 
 PERIOD = 1.0  # seconds
 STALE = 30.0  # seconds without a sign of life: the process was killed, or its machine is gone
+LARGEST = 1 << 16  # bytes
 OLD = 3600.0  # seconds: the file goes
 
 
@@ -43,7 +45,7 @@ def beating(folder: Path, job: str) -> Iterator[None]:
 
     def beat() -> None:
         while True:
-            with contextlib.suppress(OSError), disk.whole(file) as part:
+            with contextlib.suppress(OSError, UserError), disk.whole(file) as part:
                 part.write_text(json.dumps([job, host, time.monotonic() - begun, *progress.stage]))
             if over.wait(PERIOD):
                 return
@@ -55,18 +57,27 @@ def beating(folder: Path, job: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
+        with contextlib.suppress(UserError):
+            disk.remove_file(file)
 
 
 def read(folder: Path) -> list[Beat]:
     """All processes that gave a sign of life lately, longest at work first."""
     beats = []
-    for file in folder.glob("*"):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            age = time.time() - file.stat().st_mtime
-            if age < STALE and file.suffix == ".json" and not file.name.startswith(disk.PART):
-                beats.append(Beat(*json.loads(file.read_text())))
+    for file in folder.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            age = abs(time.time() - file.lstat().st_mtime)
+            if age < STALE and not file.name.startswith(disk.PART):
+                beats.append(_beat(*json.loads(disk.read(file, LARGEST))))
             elif age > OLD:
-                file.unlink()
+                disk.remove_file(file)
     return sorted(beats, key=lambda beat: -beat.seconds)
+
+
+def _beat(
+    job: str, host: str, seconds: float, what: str = "", done: int = 0, total: int | None = None
+) -> Beat:
+    """A file's values; TypeError or ValueError for what `beating` does not write."""
+    if not all(isinstance(text, str) for text in (job, host, what)):
+        raise TypeError(job)
+    return Beat(job, host, float(seconds), what, int(done), total and int(total))

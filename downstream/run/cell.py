@@ -16,6 +16,7 @@ from downstream.run.prepare import Prepared
 from downstream.run.train import Bare, Data, drained, fitting, predict
 from downstream.run.window import Block
 from downstream.tasks.heads import Head
+from upstream.common import disk
 from upstream.features.codec import Features
 from upstream.features.window import Window
 
@@ -66,6 +67,7 @@ def running(
     lr: dict[str, float] = {}
     dev: dict[str, dict[str, float]] = {}
     chosen: dict[str, dict[str, Any]] = {}
+    states = {fold: folder / f"state{fold and '-' + fold}.pt" for fold in prepared.splits}
     for fold, split in prepared.splits.items():
         labels = prepared.labels(fold, identity.frame)
         training = window.view(prepared.clips) if window else None
@@ -73,9 +75,8 @@ def running(
         head = None
         if task.head:
             what = f"{identity.name} {recipe.name}{fold and ' ' + fold} seed {seed}"
-            state = folder / f"state{fold and '-' + fold}.pt"
             fitted = yield from fitting(
-                recipe, data, split, seed=seed, device=device, state=state, what=what
+                recipe, data, split, seed=seed, device=device, state=states[fold], what=what
             )
             head, lr[fold], dev[fold] = fitted.head, fitted.lr, fitted.dev
             heads.keep(folder, fold, head, data.labels)
@@ -113,8 +114,8 @@ def running(
         **provenance(),
     )
     save(results, place, result, records)
-    for state in folder.glob("state*.pt"):
-        state.unlink()
+    for state in states.values():
+        disk.remove_file(state)
     return result
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from downstream.run.executors import Executor
 from downstream.run.queue import heading, serve
+from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 from upstream.common.packages import require_package
 from upstream.common.schema import read_value
@@ -107,7 +108,7 @@ def cluster(spec: str, most: int, root: Path) -> Iterator[Executor[Any]]:
             patience = 0.0
             raise
         finally:
-            (queue.folder / "over").touch()
+            disk.touch(queue.folder / "over")
             end = time.monotonic() + patience
             while time.monotonic() < end and any(engine.over(each) is None for each in servers):
                 time.sleep(0.1)

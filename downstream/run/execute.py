@@ -143,8 +143,8 @@ def _apart(
 
 def note(log: Path, name: str, trace: str) -> None:
     """Write down where a job failed, if that can be written."""
-    with contextlib.suppress(OSError), log.open("a", errors="backslashreplace") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}\n{trace}\n")
+    with contextlib.suppress(UserError):
+        disk.append(log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}\n{trace}\n")
 
 
 def make(job: Pass, options: RunOptions) -> Line:

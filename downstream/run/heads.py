@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from downstream.base import Labels, Task
 from downstream.recipe import Recipe
-from downstream.report.results import Result, safe_name
+from downstream.report.results import SPOILT, Result, safe_name
+from downstream.report.unlike import flat
 from downstream.tasks.heads import Head
 from upstream import audio
 from upstream.base import Upstream
-from upstream.common import disk
+from upstream.checkpoints.tensor_files import save_tensors
+from upstream.common import disk, user_code
 from upstream.common.errors import UserError
 from upstream.common.schema import build
+from upstream.common.text import portable
 from upstream.features.codec import Kind, decode, encode, require
 from upstream.features.forward import forward
 
@@ -45,23 +47,62 @@ def keep(folder: Path, fold: str, head: Head, labels: Labels) -> None:
     """Write a head with its layer weights and its classes. Raises UserError."""
     facts = {"symbols": labels.symbols, "sizes": labels.sizes, "frame": labels.frame}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in head.state_dict().items()}
-    path = file(folder, fold)
-    with disk.writing(path), disk.whole(path) as part:
-        save_file(tensors, part, {"labels": json.dumps(facts)})
+    save_tensors(tensors, file(folder, fold), {"labels": json.dumps(facts)})
 
 
-def load(result: Result, upstream: Upstream) -> list[Kept]:
-    """The heads of a finished cell, of each fold. Raises UserError if it has none."""
-    stored = dict(result.score.recipe)
-    given = {name: stored.pop(name, "") for name in ("name", "suite")}
-    where = str(result.folder / "score.json")
-    recipe = build(Recipe, stored, where, **given, path=where)
+def load(
+    result: Result, upstream: Upstream, trusted: Callable[[], Recipe] | None = None
+) -> list[Kept]:
+    """The heads of a finished cell, of each fold. Raises UserError if it has none.
+
+    trusted: reads the user's own recipe of the task. A record may name only what is registered:
+    the Python of a task, head or metric runs if this recipe names it as well.
+    """
+    recipe = _recipe(result, trusted)
     task, folds = recipe.kind_of_task(), result.score.lr
     if not folds:
         raise UserError(f"task {recipe.name!r} trains no head: there is nothing to predict with")
     return [
         _load(file(result.folder, fold), recipe, task, upstream, result, fold) for fold in folds
     ]
+
+
+def _recipe(result: Result, trusted: Callable[[], Recipe] | None) -> Recipe:
+    stored = dict(result.score.recipe)
+    where = str(result.folder / "score.json")
+    theirs = _flat(stored)
+    if code := next((text for text in theirs.values() if user_code.named_in(text)), None):
+        if trusted is None:
+            raise UserError(f"{where}: names {code!r:.100}; what a record names is not run")
+        own = trusted()
+        ours = _flat(own.as_dict())
+        keys = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+        if keys:
+            key = keys[0]
+            raise UserError(
+                f"{where}: names {code!r:.100}, which runs only if {own.path} is the same recipe; "
+                f"{key} is {theirs.get(key)!r:.60} there, {ours.get(key)!r:.60} here"
+                f"; --set {key}=VALUE changes it"
+            )
+        return own
+    given = {name: stored.pop(name, "") for name in ("name", "suite")}
+    return build(Recipe, stored, where, **given, path=where)
+
+
+LOOSE = ("name", "suite", "corpus.root", "train.seeds")  # keys that change no head
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The leaves that matter, on whatever machine it was written."""
+    leaves = flat(portable(recipe)).items()
+    return {k: _bare(v) for k, v in leaves if k not in LOOSE and not k.startswith("expect")}
+
+
+def _bare(value: Any) -> Any:
+    """What names a user's file, without the file's folders."""
+    if isinstance(value, list):
+        return [_bare(item) for item in value]
+    return Path(value).name if user_code.named_in(value) else value
 
 
 def _load(
@@ -73,15 +114,27 @@ def _load(
             f"{result.folder} and run the benchmark again"
         )
     try:
+        disk.require_file(path)
         with safe_open(path, "pt") as kept:
             facts = json.loads(kept.metadata()["labels"])
             tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - no dictionary
         symbols, sizes = tuple(facts["symbols"]), tuple(facts["sizes"])
+        if not all(isinstance(symbol, str) for symbol in symbols):
+            raise TypeError("a class is no text")
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise TypeError("sizes of answers are no numbers")
         plain = task.labels(recipe.tokens, [])
-        labels = replace(plain, symbols=symbols, sizes=sizes, frame=facts["frame"])
+        labels = replace(plain, symbols=symbols, sizes=sizes, frame=float(facts["frame"]))
+        if not user_code.named_in(recipe.as_dict()):
+            with torch.device("meta"):  # whatever sizes the record asks for, no memory is taken
+                shapes = recipe.new_head(upstream.num_layers, upstream.dim, labels).state_dict()
+            if {n: t.shape for n, t in shapes.items()} != {n: t.shape for n, t in tensors.items()}:
+                raise ValueError("its tensors are not those of the recipe's head")
         head = recipe.new_head(upstream.num_layers, upstream.dim, labels)
         head.load_state_dict(tensors)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except disk.Unreadable:
+        raise
+    except (SafetensorError, *SPOILT, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read ({reason:.100}); delete its folder") from error
     return Kept(head.eval(), labels, task, recipe.features, result.score.chosen.get(fold, {}))

@@ -65,9 +65,11 @@ class Learner:
         return {**heads, "optimizer": self.optimizer.state_dict(), "best": self.best}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`. Raises RuntimeError, TypeError or KeyError for that of another."""
+        self.head.load_state_dict(state["weights"])  # raises for what is no state of this head
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best, self.weights = state["best"], state["weights"]
+        self.best, self.weights = float(state["best"]), state["weights"]
 
 
 class Lanes:

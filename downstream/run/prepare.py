@@ -112,21 +112,31 @@ class Prepared:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         text = json.dumps({**fields, "recipe": dataclasses.asdict(self.recipe)})
         path = folder / f"{_digest(text)}.json"
-        if not path.exists():
+        try:
+            known = disk.read(path, disk.TABLE_BYTES).decode()
+        except ValueError:
+            known = ""
+        if known != text:  # nothing is believed because of its name
             disk.write(path, text)
         return path
 
     @classmethod
     def load(cls, path: Path) -> Prepared:
-        """Read what `save` wrote. Raises UserError."""
+        """Read what `save` wrote: its name is its content's, so that no other can stand there, for
+        it names Python that runs. Raises UserError."""
         try:
-            data = json.loads(path.read_text())
+            text = disk.read(path, disk.TABLE_BYTES).decode()
+            if _digest(text) != path.stem:
+                raise ValueError("was changed")
+            data = json.loads(text)
             data["recipe"] = build(Recipe, data["recipe"], str(path))
             data["items"] = [Item(*item) for item in data["items"]]
             data["clips"] = [Clip(*clip) for clip in data["clips"]]
             data["windows"] = {int(index): crops for index, crops in data["windows"].items()}
             return cls(**data)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except disk.Unreadable:
+            raise
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: cannot be read ({error}); delete it and run again") from error
 
 

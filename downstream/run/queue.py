@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import pickle
-import shutil
+import re
 import sys
 import threading
 import time
@@ -27,11 +27,13 @@ import torch
 
 from downstream.run.executors import Line, Outcome, attempt
 from upstream.common import disk
+from upstream.common.errors import UserError
 from upstream.common.progress import hush
 
 PAUSE = 0.5  # seconds between looks into the folder
 SIGN = 5.0  # seconds between signs of life of the head
 SILENCE = 60.0  # seconds without one: the head is gone
+NAME = re.compile(r"[0-9a-f]{12}")  # of a queue's folder, drawn at random
 OLD = 86400.0  # seconds: what killed heads left goes
 INHERITED = ("HUBERT_DEMO", "SPEECH_SAMPLE")  # variables that names and recipes may rest on
 
@@ -49,6 +51,7 @@ class Queue:
     """The head's side of a folder."""
 
     def __init__(self, folder: Path, threads: int | None) -> None:
+        """Pickles are read from a folder that was made just now, never from what lay there."""
         self.folder, self.stages = folder, 0
         given = {name: os.environ[name] for name in INHERITED if name in os.environ}
         setting = Setting(os.getcwd(), [p or os.getcwd() for p in sys.path], given, threads)
@@ -65,7 +68,8 @@ class Queue:
         while waiting:
             for number in sorted(waiting & _ended(stage)):
                 waiting.discard(number)
-                yield jobs[number], Outcome(*json.loads((stage / f"{number}.json").read_text()))
+                content = disk.read(stage / f"{number}.json", disk.RECORD_BYTES)
+                yield jobs[number], Outcome(*json.loads(content))
             if waiting:
                 watch()
                 time.sleep(PAUSE)
@@ -78,15 +82,16 @@ def heading(root: Path, threads: int | None) -> Iterator[Queue]:
     Raises UserError if the folder cannot be written.
     """
     for old in root.glob("*"):
-        with contextlib.suppress(OSError):
-            if time.time() - (old / "head").stat().st_mtime > OLD:
-                shutil.rmtree(old)
+        with contextlib.suppress(OSError, UserError):
+            silent = time.time() - (old / "head").lstat().st_mtime
+            if NAME.fullmatch(old.name) and silent > OLD:
+                disk.remove_folder(old)
     folder, ended = (root / uuid.uuid4().hex[:12]).absolute(), threading.Event()
 
     def sign() -> None:
         while True:
-            with contextlib.suppress(OSError):
-                (folder / "head").write_text(str(time.time()))
+            with contextlib.suppress(UserError):
+                disk.write(folder / "head", str(time.time()))
             if ended.wait(SIGN):
                 return
 
@@ -95,19 +100,19 @@ def heading(root: Path, threads: int | None) -> Iterator[Queue]:
     thread.start()
     try:
         yield queue
-        shutil.rmtree(folder, ignore_errors=True)
+        disk.remove_folder(folder)
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(UserError):
             if folder.is_dir():
-                (folder / "over").touch()
+                disk.touch(folder / "over")
 
 
 def serve(folder: str | Path) -> None:
     """The life of a server."""
     folder = Path(folder)
-    setting: Setting = pickle.loads((folder / "setting.pkl").read_bytes())
+    setting: Setting = pickle.loads(disk.read(folder / "setting.pkl"))
     os.chdir(setting.cwd)
     sys.path += [place for place in setting.path if place not in sys.path]
     for name, value in setting.environment.items():
@@ -120,8 +125,8 @@ def serve(folder: str | Path) -> None:
             _do(folder, folder / str(number))
             number += 1
             continue
-        with contextlib.suppress(OSError):
-            if (latest := (folder / "head").read_text()) != sign:
+        with contextlib.suppress(UserError):
+            if (latest := disk.read(folder / "head", 100).decode()) != sign:
                 sign, heard = latest, time.monotonic()
         if time.monotonic() - heard > SILENCE:
             return
@@ -145,7 +150,7 @@ def _ended(stage: Path) -> set[int]:
 
 def _do(folder: Path, stage: Path) -> None:
     """All jobs of a stage, but those that others do."""
-    do, jobs = pickle.loads((stage / "jobs.pkl").read_bytes())
+    do, jobs = pickle.loads(disk.read(stage / "jobs.pkl"))
     while left := sorted({*range(len(jobs))} - _ended(stage)):
         idle = True
         for number in left:

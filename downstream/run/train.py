@@ -7,6 +7,8 @@ features come from `upstream.features.provide` and every head sees the same batc
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +18,14 @@ import torch
 from torch import Tensor
 
 from downstream.base import Item, Labels, Task
-from downstream.recipe import Recipe
+from downstream.recipe import Recipe, Train
 from downstream.run.learner import Batch, Lanes, Learner
 from downstream.run.order import Stream, drawn
 from downstream.run.window import Block, Blocks, Dealt
 from downstream.tasks.heads import Head
+from upstream.checkpoints.tensor_files import load_state, save_state
 from upstream.common import disk
+from upstream.common.errors import UserError
 from upstream.common.progress import progress
 from upstream.features.clips import Clip
 from upstream.features.codec import Features
@@ -139,7 +143,7 @@ def fitting(
     assert train is not None
     torch.manual_seed(seed)
     first = recipe.new_head(data.features.layers, data.features.dim, data.labels)
-    runs = [Learner(train, lr, copy.deepcopy(first).to(device)) for lr in train.lr]
+    runs, begun = _begin(train, first, device, state)
     lanes = Lanes(runs, device)
     frames, lens = task.features == "frames", data.features.lens
     weigh = [data.items[i].target for i in split["train"]] if train.balanced else None
@@ -152,12 +156,7 @@ def fitting(
     dev = drawn(data.items, split["dev"]) if train.balanced else split["dev"]
     crops = [j for i in split["train"] for j in data.windows.get(i, [i])]
     encoded = {j: data.labels.encode(data.items[j].target) for j in crops}
-    begun, saved = 0, time.monotonic()
-    if state and state.exists():
-        kept = torch.load(state, weights_only=True, map_location="cpu")
-        begun = kept["step"]
-        for run, facts in zip(runs, kept["runs"]):
-            run.restore(facts)
+    saved = time.monotonic()
     numbers = range(begun * train.accumulate, train.steps * train.accumulate)
     order = (stream[number] for number in numbers)
     batches = in_order(data.training or data.features, order, device)
@@ -176,10 +175,51 @@ def fitting(
             for run, outputs in zip(runs, predictions([run.head for run in runs], data, dev)):
                 run.keep(dev_score(task, data, dev, outputs), task.metric)
             if state and (last or time.monotonic() - saved > SAVE_SECONDS):
-                with disk.whole(state) as part:
-                    torch.save({"step": step + 1, "runs": [run.state() for run in runs]}, part)
+                _save(state, step + 1, runs)
                 saved = time.monotonic()
     sign = 1 if task.metric.better == "higher" else -1
     best = max(runs, key=lambda run: sign * run.best)
     best.head.load_state_dict(best.weights)
     return Fitted(best.head, best.lr, {f"{run.lr:g}": run.best for run in runs})
+
+
+def _begin(
+    train: Train, first: Head, device: torch.device | str, state: Path | None
+) -> tuple[list[Learner], int]:
+    """Learners that start from the head `first`, and the step they are at: that of `state`, or 0.
+
+    Raises Unreadable for a state that cannot be read for now; one that is not of this run, or
+    damaged, is told and left.
+    """
+
+    def fresh() -> list[Learner]:
+        return [Learner(train, lr, copy.deepcopy(first).to(device)) for lr in train.lr]
+
+    if state is None or not os.path.lexists(state):
+        return fresh(), 0
+    runs = fresh()
+    try:
+        kept = load_state(state)
+        step, facts = kept["step"], kept["runs"]
+        if not isinstance(step, int) or not 0 <= step <= train.steps or len(facts) != len(runs):
+            raise ValueError("is of another run")
+        for run, fact in zip(runs, facts):
+            run.restore(fact)
+        return runs, step
+    except disk.Unreadable:
+        raise
+    except FOREIGN as error:
+        reason = " ".join(str(error).split())
+        print(f"{state}: is no state of these heads ({reason:.100}); begun anew", file=sys.stderr)
+        return fresh(), 0
+
+
+FOREIGN = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+
+
+def _save(state: Path, step: int, runs: Sequence[Learner]) -> None:
+    """Keep what an interruption would lose; where that cannot be written, the training goes on."""
+    try:
+        save_state({"step": step, "runs": [run.state() for run in runs]}, state)
+    except UserError as error:
+        print(f"no state is kept, an interruption would begin anew: {error}", file=sys.stderr)

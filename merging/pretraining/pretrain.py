@@ -33,6 +33,7 @@ from merging.pretraining.stem import HOP, Stem, schedule, stem_outputs, train_st
 from merging.pretraining.targets import masked_spans, mfcc_targets
 from upstream import audio
 from upstream.base import SAMPLE_RATE
+from upstream.checkpoints.tensor_files import load_state, save_state
 from upstream.common import DATA, PROJECT, disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
@@ -128,17 +129,16 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     Raises UserError without eSpeak NG, or if `output` holds a run of another recipe.
     """
     state = output / "state"
-    state.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(state)
     recipe, text = output / "pretrain.yaml", yaml.safe_dump(asdict(config), sort_keys=False)
-    if recipe.exists() and recipe.read_text() != text:
+    if recipe.exists() and disk.read(recipe, disk.RECORD_BYTES) != text.encode():
         raise UserError(f"{output} was begun with another recipe: choose another --output")
-    recipe.write_text(text)
+    disk.write(recipe, text)
 
     def say(text: str) -> None:
         line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}"
         print(line, flush=True)
-        with (output / "pretrain.log").open("a") as log:
-            log.write(line + "\n")
+        disk.append(output / "pretrain.log", line + "\n")
 
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     say(f"python {platform.python_version()}, {versions}, {torch.get_num_threads()} thread(s)")
@@ -160,7 +160,7 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     parts: dict[str, Any] = {"model": model, "heads": heads, "optimizer": optimizer}
     checkpoint, done, cpu = state / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
-        saved = torch.load(checkpoint)
+        saved = load_state(checkpoint)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         done, cpu = saved["step"], saved["cpu"]
@@ -181,20 +181,16 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
             logged.clear()
         if step % config.checkpoint_every == 0 or step == config.steps:
             saved = {name: part.state_dict() for name, part in parts.items()}
-            _write(checkpoint, {**saved, "step": step, "cpu": cpu + time.process_time()})
+            saved |= {"step": step, "cpu": cpu + time.process_time()}
+            save_state(saved, checkpoint)
             save(model, output)
 
 
 def _kept(path: Path, make: Callable[[], Any]) -> Any:
     """What `make` returns, made once: a run that goes on finds it."""
     if not path.exists():
-        _write(path, make())
-    return torch.load(path)
-
-
-def _write(path: Path, content: Any) -> None:
-    with disk.writing(path), disk.whole(path) as part:
-        torch.save(content, part)
+        save_state(make(), path)
+    return load_state(path)
 
 
 def _loss(

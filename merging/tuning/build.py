@@ -24,6 +24,7 @@ from upstream.checkpoints import HEARD
 from upstream.checkpoints.write import WEIGHTS, to_folder
 from upstream.common import disk
 from upstream.common.errors import UserError
+from upstream.common.text import portable
 from upstream.encoder.encoder import Encoder
 from upstream.features.store import Store
 
@@ -43,6 +44,7 @@ def build_tuned(
     another process that trains it is waited for. All of `ranks` call this together, and see the
     same files.
     """
+    disk.guard(results)
     with ranks.in_turn():
         plan = open_plan(path, results, changes)
     if ranks.tell(plan.key) != plan.key:
@@ -53,8 +55,10 @@ def build_tuned(
             if ranks.tell(not (folder / WEIGHTS).exists()):
                 train(plan, folder, Store(results / "cache"), ranks)
     try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
+        record = disk.read_record(folder / RECORD)
+    except disk.Unreadable:
+        raise
+    except UserError:
         record = {}
     if record.get("key") != plan.key:
         raise UserError(f"{folder}: holds another upstream; choose an empty folder")
@@ -105,6 +109,7 @@ def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
         **cost(loop.seconds, loop.peak, loop.weights),
         **provenance(),
     }
+    record = portable(record, store.root.parent)
     disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
     _write_heard(folder, objective)
     if reason := draw(folder / FIGURE, loop.log.lines(), loop.history):
@@ -115,5 +120,5 @@ def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
         to_folder(checkpoint(encoder, each.weights), folder / each.name)
     to_folder(weights, folder)  # the weights last: they say that the folder is complete
     for place in states(loop.place):
-        place.unlink(missing_ok=True)
+        disk.remove_file(place)
     ranks.tell(None)

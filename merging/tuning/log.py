@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from upstream.common import disk
 
 LOG = "log.jsonl"
 BOARD = "tensorboard"
+KEYS = {"step", "loss", "lr", "head_lr", "norm"}  # of a line
 
 
 class Log:
@@ -25,8 +25,7 @@ class Log:
 
     def add(self, **facts: float) -> None:
         """Append a line. Raises UserError."""
-        with disk.writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
+        disk.append(self.path, json.dumps(facts) + "\n")
         self._show(facts)
 
     def dev(self, step: int, scores: Mapping[str, float]) -> None:
@@ -46,7 +45,7 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter  # only where its package is installed
 
         folder = self.path.with_name(BOARD)
-        shutil.rmtree(folder, ignore_errors=True)
+        disk.remove_folder(folder)
         self.board = SummaryWriter(str(folder))
         for line in kept:
             self._show(line)
@@ -65,8 +64,21 @@ class Log:
 
     def lines(self) -> list[dict[str, float]]:
         """What is there; a last line that was cut short is none."""
+        if not os.path.lexists(self.path):
+            return []
         lines = []
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            for text in self.path.read_text(encoding="utf-8").splitlines():
-                lines.append(json.loads(text))
+        for text in disk.read(self.path, disk.TABLE_BYTES).splitlines():
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                break
+            if not isinstance(line, dict) or not all(map(_is_number, [*line.values()])):
+                break
+            if not line.keys() >= KEYS:
+                break
+            lines.append(line)
         return lines
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from merging.tuning.log import LOG, Log
 from merging.tuning.objectives import Objective
 from merging.tuning.ranks import ALONE, Ranks
 from merging.tuning.recipe import STRATEGIES, Plan
-from upstream.checkpoints.tensor_files import guarded
+from upstream.checkpoints.tensor_files import load_state, save_state
 from upstream.checkpoints.tensor_names import State
 from upstream.common import disk
 from upstream.common.errors import UserError
@@ -208,10 +207,10 @@ class Loop:
         content |= {"step": step, "strategy": self.strategy.state}
         content["collected"] = {each.name: each.weights for each in self.collected}
         newest, older = states(self.place)
-        with disk.writing(newest), disk.whole(newest) as part:
-            torch.save(content, part)
-            if newest.exists():
-                os.replace(newest, older)
+        try:
+            save_state(content, newest, older)
+        except UserError as error:  # a convenience: the training goes on
+            print(f"  no state is kept, an interruption would lose more: {error}", flush=True)
 
     def _restore(self) -> int:
         """The step to go on from: that of the newest state that is whole, or 0.
@@ -219,9 +218,11 @@ class Loop:
         Raises UserError for the state of another run.
         """
         for place in states(self.place):
-            if place.exists():
+            if os.path.lexists(place):
                 try:
-                    content = _read(place, self.parameters[0].device)
+                    content = load_state(place, self.parameters[0].device)
+                except disk.Unreadable:
+                    raise
                 except UserError as error:
                     print(f"  {error}: going on from an earlier state, or else from the start")
                 else:
@@ -229,31 +230,24 @@ class Loop:
         return 0
 
     def _go_on(self, content: dict[str, Any], place: Path) -> int:
-        if content.get("key") != self.key:
+        if not isinstance(content, dict) or content.get("key") != self.key:
             raise UserError(f"{place}: is of another recipe; choose an empty folder")
-        for key in KEPT:
-            setattr(self, key, content[key])
-        for key, part in self.parts.items():
-            part.load_state_dict(content[key])
-        self.strategy.state = content["strategy"]
-        for each in self.collected:
-            each.weights = content["collected"][each.name]
-        return int(content["step"])
+        try:
+            for key in KEPT:
+                setattr(self, key, content[key])
+            for key, part in self.parts.items():
+                part.load_state_dict(content[key])
+            self.strategy.state = content["strategy"]
+            for each in self.collected:
+                each.weights = content["collected"][each.name]
+            return int(content["step"])
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{place}: is no state of this run; remove it") from error
 
 
 def states(place: Path) -> tuple[Path, Path]:
     """Where the newest state is and the one before it, which stays should the newest be torn."""
     return place, place.with_suffix(f".before{place.suffix}")
-
-
-def _read(place: Path, device: torch.device) -> dict[str, Any]:
-    """A saved state. Raises UserError if any byte of it is not as it was written."""
-    with guarded(place, "damaged"):
-        with zipfile.ZipFile(place) as file:
-            if torn := file.testzip():  # torch does not look at the checksums
-                raise ValueError(torn)
-        content: dict[str, Any] = torch.load(place, weights_only=True, map_location=device)
-    return content
 
 
 def _above(encoder: Encoder, layer: int | None) -> list[str]:

@@ -22,8 +22,7 @@ from merging.pretraining import targets as kmeans
 from merging.tuning.objectives import OnCorpus
 from merging.tuning.recipe import Plan
 from upstream.base import valid
-from upstream.checkpoints.tensor_files import guarded
-from upstream.common import disk
+from upstream.checkpoints.tensor_files import guarded, load_state, save_state
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
 from upstream.encoder.encoder import Encoder
@@ -119,9 +118,8 @@ class MaskedObjective(OnCorpus):
         place = store.root / "clusters" / f"{digest}.pt"
         if not place.exists():
             made = self._clustered(plan.encoder, split["train"])
-            with disk.writing(place), disk.whole(place) as part:
-                torch.save(made, part)
-        return _read(place)
+            save_state(made, place)
+        return _read(place, len(clips))
 
     @torch.no_grad()
     def _clustered(self, encoder: Encoder, train: Sequence[int]) -> list[Tensor]:
@@ -146,7 +144,10 @@ class MaskedObjective(OnCorpus):
         return encoder.contextual(x, lens, lens).layers[self.masked.layer, 0].cpu()
 
 
-def _read(place: Path) -> list[Tensor]:
+def _read(place: Path, count: int) -> list[Tensor]:
+    """The clusters of so many utterances. Raises UserError."""
     with guarded(place, "damaged; delete it and run again"):
-        made: list[Tensor] = torch.load(place, weights_only=True)
+        made: list[Tensor] = load_state(place, reason="damaged; delete it and run again")
+        if len(made) != count or any(x.ndim != 1 or x.is_floating_point() for x in made):
+            raise ValueError(place)
     return made

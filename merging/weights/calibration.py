@@ -169,13 +169,14 @@ def statistics(
         home = next(encoder.parameters()).device
         wavs = (clip.load() for clip in progress(clips, f"{kind} of {encoder.source}", len(clips)))
         with disk.writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the work
+            disk.make_folder(path.parent)  # fail now, not after the work
             encoder.to("cuda" if torch.cuda.is_available() else "cpu")
             try:
                 sums = fisher(encoder, wavs, seed=seed) if kind == "fisher" else gram(encoder, wavs)
             finally:
                 encoder.to(home)
             save_tensors(sums, path, {"source": encoder.source, "utterances": str(len(clips))})
+    disk.require_file(path)
     with guarded(path, "damaged; delete it and run again"):
         return safetensors.torch.load_file(path)
 

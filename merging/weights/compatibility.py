@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from upstream.checkpoints.tensor_names import place_of
+from upstream.common import disk
 from upstream.common.errors import UserError
 
 Weights = Mapping[str, Tensor]
@@ -52,8 +52,10 @@ def recorded_base(tuned: Path) -> str | None:
         path = folder / name
         if path.is_file():
             try:
-                fingerprint = json.loads(path.read_text()).get("base_fingerprint")
-            except (ValueError, AttributeError) as error:
+                fingerprint = disk.read_record(path).get("base_fingerprint")
+            except disk.Unreadable:
+                raise
+            except UserError as error:
                 raise UserError(f"{path}: not a record of this project ({error})") from error
             return None if fingerprint is None else str(fingerprint)
     return None

@@ -55,7 +55,10 @@ def test_stable_finetuning_moves_the_transformer_and_not_the_cnn(
     assert len(facts["history"]) == 4
     assert "(frozen)" in capsys.readouterr().out
     assert (folder / "README.md").read_text().startswith("# Fine-tuned")
-    base, tuned = upstream.load(facts["recipe"]["upstream"]), upstream.load(str(folder))
+    content = (folder / "finetune.json").read_text() + (folder / "README.md").read_text()
+    assert str(tmp_path) not in content, "no path of this machine"
+    plan = yaml.safe_load((recipes / f"{name}.yaml").read_text())
+    base, tuned = upstream.load(plan["upstream"]), upstream.load(str(folder))
     assert tuned.fingerprint() == facts["fingerprint"] != base.fingerprint()
     assert tuned_folder(recipes / f"{name}.yaml", tmp_path / "r")[0] == folder
     stamp = (folder / "model.safetensors").stat().st_mtime_ns

@@ -111,7 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: not there; a model folder holds config.json and weights")
     with files.guarded(path, "not JSON, or not an object"):
-        return dict(json.loads(path.read_bytes()).items())
+        return dict(json.loads(disk.read(path, disk.RECORD_BYTES)).items())
 
 
 def plain(value: Any) -> dict[str, Any]:

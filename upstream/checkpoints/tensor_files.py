@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -60,7 +60,7 @@ def guarded(
         raise
     except Exception as error:  # a damaged file fails in any way; all mean the same to the user
         if isinstance(error, OSError) and error.strerror:
-            reason = f"cannot be read ({error.strerror})"
+            raise disk.Unreadable(f"{path}: cannot be read ({error.strerror})") from error
         raise UserError(f"{path}: {reason}") from error
 
 
@@ -210,7 +210,41 @@ def save_torch(content: dict[str, Any], path: Path) -> None:
     pickle_module = types.SimpleNamespace(__name__="pickle", Pickler=_Pickler)
     # through an open file: torch writes a path's name into the archive
     with disk.writing(path), disk.whole(path) as part, part.open("wb") as file:
-        torch.save(content, file, pickle_module=pickle_module)
+        _save(content, file, pickle_module=pickle_module)
+
+
+def _save(content: Any, file: BinaryIO, **options: Any) -> None:
+    """`torch.save`, which hides the disk's error behind one of its own. Raises OSError."""
+    try:
+        torch.save(content, file, **options)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
+
+
+def save_state(content: Any, path: Path, before: Path | None = None) -> None:
+    """The state of interrupted work, whole or not at all, for `load_state`. Raises UserError.
+
+    before: where an older state at `path` is moved to, which stays should the new one be torn.
+    """
+    with disk.writing(path), disk.whole(path) as part:
+        with part.open("wb") as file:
+            _save(content, file)
+        if before and path.exists():
+            disk.rename(path, before)
+
+
+def load_state(path: Path, device: torch.device | str = "cpu", reason: str = "damaged") -> Any:
+    """What `save_state` wrote; runs no code. Raises UserError if any byte is not as it was written,
+    and Unreadable for a read that failed for now.
+    """
+    with guarded(path, reason):
+        with disk.open_file(path) as file, zipfile.ZipFile(file) as archive:
+            if torn := archive.testzip():  # torch does not look at the checksums
+                raise ValueError(torn)
+        _inspect(path)
+        return torch.load(path, weights_only=True, map_location=device)
 
 
 def save_tensors(

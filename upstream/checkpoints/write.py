@@ -57,7 +57,7 @@ def to_folder(
     weights, folder = _checkpoint(weights), Path(folder)
     if weights.family not in FAMILIES:
         raise UserError(f"{weights.source}: transformers has no {weights.family}")
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(folder)
     config = {**weights.config, "dtype": "float32", "model_type": weights.family}
     config["architectures"] = [FAMILIES[weights.family].model]
     config.pop("torch_dtype", None)  # what "dtype" was called before

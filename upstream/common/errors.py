@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+LONGEST = 2000  # characters of a line
+
 
 class UserError(ValueError):
     """What is wrong, where, and how to mend it, in one line; `benchmark.py` exits with 2."""
@@ -26,11 +28,12 @@ def one_line(error: BaseException, more: str) -> str:
 
     A package that is missing, or that does not load, is foreseen wherever it is imported.
     """
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
     from upstream.common import packages  # which needs this module
+    from upstream.common.text import escaped
 
+    text = escaped(" ".join(str(error).split()))
+    if isinstance(error, UserError):
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
     if line := packages.import_failure(error):
         return line
     place = traceback.extract_tb(error.__traceback__)[-1]

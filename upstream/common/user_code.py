@@ -42,6 +42,23 @@ def thing(name: str) -> Any:
     return getattr(module, found[2])
 
 
+def named_in(value: Any) -> bool:
+    """Whether a value, nested as it may be, names something of a user's file."""
+    if isinstance(value, (list, tuple)):
+        return any(map(named_in, value))
+    if isinstance(value, dict):
+        return any(map(named_in, value.values()))
+    return isinstance(value, str) and NAME.fullmatch(value) is not None
+
+
+def files_run() -> list[Path]:
+    """The users' files that this process has run, in their order."""
+    return list(_run_files)
+
+
+_run_files: dict[Path, None] = {}
+
+
 def identity(name: str) -> str:
     """`name`; of a file its own name and the digest of all that it rests on, wherever it lies."""
     found = NAME.fullmatch(name)
@@ -108,6 +125,7 @@ def _forget(module: ModuleType) -> None:
 def run(path: Path) -> ModuleType:
     """The user's file as a module, run anew with all that it imports of the user's."""
     disk.require_file(path)
+    _run_files[path] = None
     name = f"user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

@@ -29,6 +29,8 @@ QUIET = 2.0  # seconds: two changes this close may leave the same times (NFS, FA
 THREADS = 8
 SAVE_EVERY = 2_000  # files; an interrupted first look goes on from here
 TIMES = re.compile(r"([0-9.]+(?:e[-+]?[0-9]+)?)-([0-9.]+(?:e[-+]?[0-9]+)?)?")  # of a clip's key
+DIGEST = re.compile(r"[0-9a-f]{16}")
+ROWS = ([str, float, str], [str, int, str])  # types of a row of the index
 LEAST = 0.001  # seconds; a shorter part may hold no sample: audio.py decides
 
 
@@ -149,8 +151,16 @@ def _whole(paths: list[str], index: Path) -> dict[str, _Row]:
 
 def _load(index: Path) -> dict[str, _Row]:
     """Absolute path -> row; nothing where the index is not there or damaged."""
-    rows: dict[str, list[Any]] = disk.read_checked(index) or {}
-    return {path: _Row(*row) for path, row in rows.items()}
+    rows = disk.read_checked(index)
+    known = rows.items() if isinstance(rows, dict) else ()
+    return {path: _Row(*row) for path, row in known if _is_row(row)}
+
+
+def _is_row(row: Any) -> bool:
+    """Whether the index may hold it: nobody but this program writes there, says the folder."""
+    if not isinstance(row, list) or [type(value) for value in row] not in ROWS:
+        return False
+    return 0 <= row[1] < math.inf and bool(DIGEST.fullmatch(row[2]))
 
 
 def _read(path: str) -> _Row:

@@ -14,7 +14,8 @@ import functools
 import hashlib
 import math
 import os
-import shutil
+import re
+import stat
 import time
 import uuid
 import zlib
@@ -34,6 +35,10 @@ BLOCK = 1 << 22  # bytes read at once
 JSON = "shard.json"
 USED = "used"  # its time is the entry's last use
 AGAIN = "the same command computes it again"
+NAME = re.compile(r"[0-9a-f]{16}")  # of a shard's folder
+PART_NAME = re.compile(rf"{re.escape(disk.PART)}([0-9a-f]{{16}})-[0-9a-f]{{32}}")
+READER = re.compile(r"reading-[0-9a-f]{32}\.lease")
+KINDS = ("<f4", "<f2", "|i1")  # NumPy's names of what rows hold
 
 
 class Column(NamedTuple):
@@ -61,16 +66,21 @@ class Shard(NamedTuple):
         return self.path / f"{array}.npy"
 
     def verify(self) -> None:
-        """Once per process. Raises UserError, and removes the shard, if a byte has changed."""
+        """Once per process. Raises UserError, and removes the shard, if a byte has changed.
+
+        Raises Unreadable for a read that failed for now, and removes nothing.
+        """
         for array, column in self.arrays.items():
             path = self.file(array)
             try:
                 right = _checksum(path, *_stamp(path)) == column.crc
-            except OSError:
+            except FileNotFoundError:
                 right = False
+            except OSError as error:
+                raise disk.Unreadable(f"{path}: cannot be read ({error.strerror})") from error
             if not right:
                 with _claim(self.path, wait=True):
-                    shutil.rmtree(self.path, ignore_errors=True)
+                    disk.remove_folder(self.path)
                 raise UserError(f"{path}: damaged on disk; removed, {AGAIN}")
 
     def read(self, array: str, first: int, count: int) -> Array:
@@ -83,40 +93,99 @@ class Shard(NamedTuple):
         offset = column.offset + first * width * kind.itemsize
         try:
             flat = np.fromfile(file, kind, width * count, "", offset)
-        except OSError as error:  # another process found it damaged
+        except FileNotFoundError as error:  # another process found it damaged
             raise UserError(f"{file}: gone; run the same command again") from error
+        except OSError as error:
+            raise disk.Unreadable(f"{file}: cannot be read ({error.strerror})") from error
+        if len(flat) != width * count:
+            raise UserError(f"{file}: is not what {JSON} says; remove its folder, {AGAIN}")
         return flat.reshape(count, *column.shape)
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
-    stat = file.stat()
-    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+    """What changes with a file. Raises FileNotFoundError for what is no regular file."""
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(file)
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def read(path: Path) -> Shard | None:
-    """The shard in the folder `path`, None if there is no whole one."""
+    """The shard in the folder `path`, None if there is no whole one.
+
+    Raises Unreadable where that cannot be told for now: it must not count as damaged.
+    """
     try:
         shard = _described(path, *_stamp(path / JSON))
-        sizes = [shard.file(array).stat().st_size for array in shard.arrays]
-    except (OSError, AttributeError, KeyError, TypeError):  # not there; not ours
+        sizes = [_stamp(shard.file(array))[-1] for array in shard.arrays] if shard else []
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return shard if sizes == [column.bytes for column in shard.arrays.values()] else None
+    except OSError as error:
+        raise disk.Unreadable(f"{path}: cannot be read ({error.strerror})") from error
+    whole = shard and sizes == [column.bytes for column in shard.arrays.values()]
+    return shard if whole else None
 
 
 @functools.cache
-def _described(path: Path, *stamp: int) -> Shard:
-    """What a shard's json says, parsed once per process: every pass looks at all shards."""
+def _described(path: Path, *stamp: int) -> Shard | None:
+    """What a shard's json says, parsed once per process: every pass looks at all shards.
+
+    None for another format, or if it cannot be what `Writer.commit` wrote.
+    """
     facts = disk.read_checked(path / JSON)
-    if facts.pop("format") != FORMAT:
-        raise KeyError(path)
-    facts["arrays"] = {name: Column(*facts["arrays"][name]) for name in facts["arrays"]}
-    return Shard(path, **facts)
+    try:
+        if facts.pop("format") != FORMAT:
+            return None
+        facts["arrays"] = {name: Column(*facts["arrays"][name]) for name in facts["arrays"]}
+        shard = Shard(path, **facts)
+        return shard if _sound(shard) else None
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _sound(shard: Shard) -> bool:
+    """Whether the numbers of a description fit each other, so that reading stays in the files."""
+    keys, lens = shard.keys, shard.lens
+    if not all(isinstance(key, str) for key in keys) or len(keys) != len(lens):
+        return False
+    counts = [*lens, *(n for column in shard.arrays.values() for n in column.shape)]
+    if not all(type(n) is int and n > 0 for n in counts) or "rows" not in shard.arrays:
+        return False
+    numbers = (shard.seconds, shard.error)
+    if not all(isinstance(x, (int, float)) and 0 <= x < math.inf for x in numbers):
+        return False
+    for name, (size, _, offset, kind, shape) in shard.arrays.items():
+        if name not in ("rows", "scales") or kind not in KINDS:
+            return False
+        row = math.prod(shape) * np.dtype(kind).itemsize
+        if offset < 10 or (size - offset) not in (row * len(keys), row * sum(lens)):
+            return False
+    return True
 
 
 def read_all(folder: Path) -> list[Shard]:
     """Every whole shard of an entry."""
-    paths = sorted(path.parent for path in folder.glob(f"[!.]*/{JSON}"))
+    paths = sorted(path for path in _entries(folder) if NAME.fullmatch(path.name))
     return [shard for shard in map(read, paths) if shard]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in an entry's folder; nothing if it is not there."""
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise disk.Unreadable(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def foreign(folder: Path) -> list[str]:
+    """Names in an entry's folder that this program does not make."""
+    ours = re.compile(
+        rf"{NAME.pattern}|{re.escape(disk.PART)}.*|{USED}"
+        rf"|({NAME.pattern}|reading-[0-9a-f]{{32}})\.lease(\..*)?"
+    )
+    return [path.name for path in _entries(folder) if not ours.fullmatch(path.name)]
 
 
 class Writer:
@@ -142,9 +211,8 @@ class Writer:
             stack.enter_context(reading(self.path.parent))  # or it could be evicted meanwhile
             stack.enter_context(_claim(self.path, wait=True))
             _clean(self.path)
-            stack.callback(shutil.rmtree, self.part, ignore_errors=True)
-            with disk.writing(self.path):
-                self.part.mkdir()
+            stack.callback(disk.remove_folder, self.part)
+            disk.make_folder(self.part)
             self.stack = stack.pop_all()
         return self
 
@@ -188,7 +256,7 @@ class Writer:
                 "arrays": arrays,
             }
             disk.write_checked(self.part / JSON, facts)
-            os.rename(self.part, self.path)
+            disk.rename(self.part, self.path)
 
     def __exit__(self, *_: object) -> None:
         for file in self.columns.values():
@@ -199,7 +267,7 @@ class Writer:
 @functools.cache
 def _checksum(path: Path, *stamp: int) -> int:
     """CRC-32 of a .npy file: of its data, then of its header."""
-    with path.open("rb") as file:
+    with path.open("rb") as file:  # regular, as its stamp tells
         start = file.read(10)
         header = start + file.read(int.from_bytes(start[8:], "little"))
         crc = 0
@@ -214,15 +282,22 @@ def _claim(path: Path, wait: bool) -> contextlib.AbstractContextManager[bool]:
 
 
 def _clean(mine: Path) -> None:
-    """Remove what killed processes and damaged disks have left in the entry; `mine` is claimed."""
-    for path in list(mine.parent.iterdir()):
-        if not path.is_dir() or (read(path) and not path.name.startswith(disk.PART)):
+    """Remove what killed processes and damaged disks have left in the entry; `mine` is claimed.
+
+    Only folders that are called like a shard, or like one in the making, can be that.
+    """
+    for path in _entries(mine.parent):
+        part = PART_NAME.fullmatch(path.name)
+        if not part and not NAME.fullmatch(path.name):
             continue
-        shard = path.with_name(path.name.removeprefix(disk.PART).split("-")[0])
+        disk.refuse_links(path)
+        shard = path.with_name(part[1]) if part else path
+        if not part and read(path):
+            continue
         claim = contextlib.nullcontext(True) if shard == mine else _claim(shard, wait=False)
         with claim as ours:
-            if ours and (path != shard or not read(path)):
-                shutil.rmtree(path, ignore_errors=True)
+            if ours and (part or not read(path)):
+                disk.remove_folder(path)
 
 
 def door(root: Path) -> contextlib.AbstractContextManager[bool]:
@@ -237,18 +312,19 @@ def reading(folder: Path) -> Iterator[None]:
         with door(folder.parents[1]):
             name = f"reading-{uuid.uuid4().hex}.lease"
             stack.enter_context(disk.lease(folder, wait=False, name=name))
-            with disk.writing(folder):
-                (folder / USED).touch()
+            disk.touch(folder / USED)
         yield
 
 
 def in_use(folder: Path) -> bool:
     """Whether a living process uses the entry; what dead ones left is removed."""
-    for marker in list(folder.glob("reading-*.lease")):
+    for marker in _entries(folder):
+        if not READER.fullmatch(marker.name):
+            continue
         with contextlib.suppress(FileNotFoundError):
             # one look cannot tell whether another host's process lives, but its holder refreshes it
-            if time.time() - marker.stat().st_mtime > 10 * disk.LEASE_SECONDS:
-                marker.unlink()
+            if abs(time.time() - marker.lstat().st_mtime) > 10 * disk.LEASE_SECONDS:
+                disk.remove_file(marker)
                 continue
         with disk.lease(folder, wait=False, name=marker.name) as dead:
             if not dead:

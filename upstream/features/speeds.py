@@ -84,10 +84,8 @@ def _seconds(act: Callable[[], object], device: str) -> float:
 
 def _disk(root: Path) -> float:
     """Bytes in a second that come back from a file whose pages were dropped, where that works."""
-    root.mkdir(parents=True, exist_ok=True)
-    place = root / f"{disk.PART}speed-{os.getpid()}"
     content = os.urandom(1 << 20)
-    try:
+    with disk.removed(root) as place:
         with place.open("wb") as file:
             for _ in range(SAMPLE >> 20):
                 file.write(content)
@@ -100,5 +98,3 @@ def _disk(root: Path) -> float:
             while file.read(8 << 20):
                 pass
         return SAMPLE / (time.perf_counter() - begun)
-    finally:
-        place.unlink(missing_ok=True)

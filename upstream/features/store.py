@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import re
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from upstream.features.shards import Array, Shard
 
 ABOUT = "about.json"
 PRECISION = "precision.json"  # how far hidden states in low precision are from float32
+FINGERPRINT = re.compile(r"[0-9a-f]{1,64}")
+GONE = re.compile(r"[0-9]+\.gone")  # an entry that is being removed
 IN_MEMORY = 4e9  # bytes of means that are held in memory: VoxCeleb1's three and more
 
 
@@ -126,7 +129,10 @@ class Kept:
 class Store:
     """A folder of features."""
 
-    root: Path
+    root: Path  # `cache` in a results folder
+
+    def __post_init__(self) -> None:
+        disk.guard(self.root.parent)
 
     def folder(self, fingerprint: str, kind: Kind) -> Path:
         """Where the shards of an entry are."""
@@ -159,12 +165,23 @@ class Store:
             table = np.array([places[clip.key] for clip in clips])
         except KeyError as error:
             raise UserError(f"{folder}: features are gone; {shards.AGAIN}") from error
+        arrays = [{name: c[3:] for name, c in shard.arrays.items()} for shard in shelf]
+        if any(each != arrays[0] for each in arrays):
+            raise UserError(f"{folder}: its shards differ in shape; remove the folder")
         return Kept(kind, shelf, table, reading)
 
     def entries(self) -> list[Entry]:
         """What there is, least recently used first."""
-        folders = [path for kind in get_args(Kind) for path in self.root.glob(f"*/{kind}")]
-        return sorted(map(_entry, folders), key=lambda entry: entry.used)
+        folders = [home / kind for home in self._homes() for kind in get_args(Kind)]
+        found = [_entry(folder) for folder in folders if _is_folder(folder)]
+        return sorted(found, key=lambda entry: entry.used)
+
+    def _homes(self) -> list[Path]:
+        """The folders of all fingerprints; links and other names are none of ours."""
+        if not _is_folder(self.root):
+            return []
+        named = (path for path in self.root.iterdir() if FINGERPRINT.fullmatch(path.name))
+        return sorted(path for path in named if _is_folder(path))
 
     def evict(
         self, bytes_needed: int, budget_gb: float, keep: set[tuple[str, Kind]]
@@ -185,21 +202,31 @@ class Store:
         return gone
 
     def remove(self, entry: Entry) -> bool:
-        """Remove one entry; False if it is in use."""
+        """Remove one entry; False if it is in use, or not all in it is ours: `foreign`."""
         folder = self.folder(entry.fingerprint, entry.kind)
+        disk.refuse_links(folder)
         with shards.door(self.root):
-            if not folder.is_dir() or shards.in_use(folder):
+            if not _is_folder(folder) or shards.in_use(folder):
+                return False
+            if shards.foreign(folder):
                 return False
             # renamed first: another process may begin the entry anew while its files go
-            os.rename(folder, folder.with_name(f"{time.time_ns()}.gone"))
-        for gone in self.root.glob("*/*.gone"):  # a killed process's too
-            shutil.rmtree(gone, ignore_errors=True)
+            with disk.writing(folder):
+                disk.rename(folder, folder.with_name(f"{time.time_ns()}.gone"))
+        for home in self._homes():
+            for gone in home.iterdir():
+                if GONE.fullmatch(gone.name) and _is_folder(gone):  # a killed process's too
+                    disk.remove_folder(gone)
             with contextlib.suppress(OSError):  # another process may be as far, or begin anew
-                if not any(path.is_dir() for path in gone.parent.iterdir()):
+                if {path.name for path in home.iterdir()} <= {ABOUT, PRECISION}:
                     for name in (ABOUT, PRECISION):
-                        (gone.parent / name).unlink(missing_ok=True)
-                    gone.parent.rmdir()
+                        disk.remove_file(home / name)
+                    home.rmdir()
         return True
+
+    def foreign(self, entry: Entry) -> list[str]:
+        """What lies in the folder of an entry and is none of ours."""
+        return shards.foreign(self.folder(entry.fingerprint, entry.kind))
 
     def describe(self, fingerprint: str, name: str, source: str) -> None:
         """Say whose features these are."""
@@ -210,22 +237,33 @@ class Store:
 
 def _entry(folder: Path) -> Entry:
     shelf = shards.read_all(folder)
-    about = disk.read_checked(folder.parent / ABOUT) or {"name": ""}
-    used = folder / shards.USED
+    about = disk.read_checked(folder.parent / ABOUT)
+    name = about.get("name") if isinstance(about, dict) else ""
     return Entry(
         folder.parent.name,
         cast(Kind, folder.name),
-        about["name"],
+        name if isinstance(name, str) and name.isprintable() else "",
         len({key for shard in shelf for key in shard.keys}),
         sum(shard.seconds for shard in shelf) / 3600,
         sum(map(_size, folder.rglob("*"))) / 1e9,
-        used.stat().st_mtime if used.exists() else 0.0,
+        _status(folder / shards.USED).st_mtime,
         shards.in_use(folder),
     )
 
 
-def _size(file: Path) -> int:
+def _size(path: Path) -> int:
+    status = _status(path)
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder, and no link to one."""
+    return stat.S_ISDIR(_status(path).st_mode)
+
+
+def _status(path: Path) -> os.stat_result:
+    """Of a path itself, whatever it points to; zeros if it is gone."""
     try:
-        return file.stat().st_size if file.is_file() else 0
+        return path.lstat()
     except OSError:  # renamed by its writer meanwhile
-        return 0
+        return os.stat_result([0] * 10)
