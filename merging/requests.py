@@ -26,8 +26,9 @@ from merging.tuning.build import RECORD as TUNED
 from merging.tuning.recipe import TuningRecipe, open_plan, opening
 from merging.tuning.recipe import load_recipe as load_tuning
 from merging.write import RECORD, as_encoder
-from upstream.checkpoints.write import WEIGHTS, write
+from upstream.checkpoints.write import WEIGHTS
 from upstream.common.errors import UserError
+from upstream.encoder.export import export as write_encoder
 from upstream.resolve import beside, call, canonical, parse, split_specs
 
 BUILT = ("merged", "finetuned")
@@ -260,4 +261,4 @@ def _untrained_base(request: Request) -> list[Untrained]:
 
 def export(request: Request, form: str, output: Path) -> Path:
     """Write an encoder as an HF folder or as a file of s3prl or fairseq. Raises UserError."""
-    return write(as_encoder(request.load(), request.name), form, output)
+    return write_encoder(as_encoder(request.load(), request.name), form, output)

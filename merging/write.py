@@ -34,6 +34,8 @@ from upstream.checkpoints.tensor_names import without_pretraining
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.encoder.encoder import Encoder
+from upstream.encoder.export import export as export_encoder
+from upstream.encoder.export import require_same
 from upstream.resolve import parse
 
 RECORD = "merge.json"  # a folder that has it is finished
@@ -102,9 +104,11 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
         if form == "hf":
             export.to_folder(base, output, _hashed(stream, digest))
             state: Weights = files.load(output / export.WEIGHTS)[0]
+            _require_written(base, state, output, digest.text())
         else:
             state = dict(_hashed(stream, digest))
-            export.write(checkpoint(base, state), form, output / file)
+            merged = Encoder(checkpoint(base, state), base.padding, base.precision)
+            export_encoder(merged, form, output / file)
         first, *others = digests.result()
     if heard := frozenset().union(*(encoder.heard for encoder in merge.models)):
         disk.write(output / HEARD, "".join(f"{key}\n" for key in sorted(heard)))
@@ -120,6 +124,15 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
         **cost(time.monotonic() - begun, peak_bytes(), state),
     }
     return _finish(merge.plan, merge.recipe, output, form, report, facts)
+
+
+def _require_written(base: Encoder, state: Weights, output: Path, digest: str) -> None:
+    """Raises UserError unless the folder reads back as the encoder that was merged."""
+    merged = Encoder(checkpoint(base, state), base.padding, base.precision)
+    again = require_same(merged, output).fingerprint()
+    if again != digest:  # what is on disk is not what was handed to it
+        (output / export.WEIGHTS).unlink(missing_ok=True)
+        raise UserError(f"{output}: reads back as {again}, not {digest}; check the disk")
 
 
 def _hashed(tensors: Iterator[tuple[str, Tensor]], digest: Digest) -> Iterator[tuple[str, Tensor]]:

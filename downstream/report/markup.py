@@ -29,7 +29,11 @@ def h(text: object) -> str:
 def figure_html(figure: Figure) -> str:
     """Its title, how to read it, its legend and panels."""
     kind = {1: " one", 2: " two", 4: " two"}.get(len(figure.panels), "")
-    svgs = "".join(f"<div>{svg}</div>" for svg in figure.svgs())
+    try:
+        svgs = "".join(f"<div>{svg}</div>" for svg in figure.svgs())
+    except UserError as error:  # the numbers of the page do not wait for its pictures
+        notice(str(error))
+        svgs = f'<p class="pale">{h(str(error))}</p>'
     return (
         f"<h3>{h(figure.title)}</h3><p>{h(figure.reading)}</p>"
         f"{_legend(figure)}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from upstream.common import disk
+from upstream.common import disk, pictures
 
 POINTS = 500  # of a curve, at most: more updates are drawn as means
 WIDTH, HEIGHT = 560, 110
@@ -21,13 +21,12 @@ def draw(
     """Write the figure: loss, learning rates, gradient norm, dev scores by update.
 
     lines: of `Log`. history: step and dev scores of every evaluation, `also` by name.
-    Returns whether what draws is installed. Raises UserError.
+    Returns whether what draws is installed. Raises UserError where it cannot draw.
     """
-    try:
-        import altair as alt
-        import vl_convert  # noqa: F401 - what altair makes an SVG with
-    except ImportError:
+    if not pictures.installed():
         return False
+    import altair as alt
+
     curves, many = _curves(lines)
     dev = [
         {"step": each["step"], "value": score, "of": name}
@@ -53,8 +52,7 @@ def draw(
         panel(dev, "dev score").mark_line(point=True),
     ]
     chart = alt.vconcat(*rows).resolve_scale(color="independent")
-    with disk.writing(place), disk.whole(place) as part:
-        chart.save(part, format="svg")
+    disk.write(place, pictures.draw(chart.to_dict()))
     return True
 
 

@@ -79,18 +79,29 @@ def write(source: str | Path, state: Mapping[str, Tensor], output: str | Path) -
     All else is as in `source`: tensors that `state` lacks (a pre-training head), configuration,
     dictionaries, optimizer, stored names; of a folder also its .json and .txt files. A tensor keeps
     its stored dtype if that holds the new values exactly, and becomes float32 if not. Torch's
-    format before 1.6 becomes today's. Raises UserError for a name or shape that `source` lacks.
+    format before 1.6 becomes today's. All is read back before this returns. Raises UserError for a
+    name or shape that `source` lacks, and for what reads back as something else.
     """
     source, output = Path(source), Path(output)
     changed = _changed(open_container(source), state)
-    if not source.is_dir():
+    if source.is_dir():
+        for file in sorted(source.iterdir()):
+            if file.suffix in (".json", ".txt") and file.is_file():
+                disk.write(output / file.name, disk.read(file))
+        for file in weight_files(source):
+            _write_file(file, changed, output / file.name)
+    else:
         _write_file(source, changed, output)
-        return
-    for file in sorted(source.iterdir()):
-        if file.suffix in (".json", ".txt") and file.is_file():
-            disk.write(output / file.name, disk.read(file))
-    for file in weight_files(source):
-        _write_file(file, changed, output / file.name)
+    _require_written(changed, output)
+
+
+def _require_written(changed: State, output: Path) -> None:
+    """Raises UserError unless the container at `output` holds these tensors."""
+    stored = open_container(output).tensors
+    for name, tensor in changed.items():
+        again = stored.get(name)
+        if again is None or again.dtype != tensor.dtype or not torch.equal(again, tensor):
+            raise UserError(f"{output}: {name} reads back as something else; check the disk")
 
 
 def weight_files(folder: Path) -> list[Path]:
