@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from downstream.report.compare import Row
 from downstream.report.figures import Figure, printable
 from downstream.report.table import HEARD, p_text
+from upstream.common.errors import UserError
+from upstream.common.notice import notice
 
 MARKS = {  # SVG paths of vega's symbols
     "circle": "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0", "square": "M-4,-4h8v8h-8Z",

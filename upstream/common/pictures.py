@@ -84,8 +84,8 @@ def _reason(error: Exception) -> str:
     with contextlib.suppress(subprocess.TimeoutExpired):
         _renderer.wait(5)
     return (
-        f"the process that draws ended (status {_renderer.returncode}); it needs some GB of address "
-        "space and a few dozen open files: see ulimit -v and ulimit -n"
+        f"the process that draws ended (status {_renderer.returncode}); it needs some GB of "
+        "address space and a few dozen open files: see ulimit -v and ulimit -n"
     )
 
 
