@@ -183,9 +183,10 @@ def check(args: argparse.Namespace) -> int:
         for fold, split in prepared.splits.items():
             print(fold or "corpus", {part: len(indices) for part, indices in split.items()})
         return 0
+    request = named(args)
     from upstream.check import check as promises
 
-    rows = promises(named(args).load())
+    rows = promises(request.load())
     for row in rows:
         print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
     return 0 if all(row.kept for row in rows) else 1
@@ -227,8 +228,8 @@ def predict(args: argparse.Namespace) -> None:
 
 def finetune(args: argparse.Namespace) -> None:
     """Stage 1, stable fine-tuning: finetune recipes/demo/finetune.yaml"""
-    from downstream.recipe import overrides
     from merging.names import require_finetune
+    from upstream.common.schema import overrides
 
     changes = overrides(args.set)
     require_finetune(args.recipe, changes)
@@ -242,8 +243,8 @@ def finetune(args: argparse.Namespace) -> None:
 
 def merge(args: argparse.Namespace) -> None:
     """Stage 2, merge weights and write them: merge recipes/demo/merged.yaml --output merged/"""
-    from downstream.recipe import overrides
     from merging.names import require_merge, require_method, require_names
+    from upstream.common.schema import overrides
 
     parts, keys = (args.base, args.tuned), overrides(args.set)
     if any(parts) == bool(args.recipe) or any(parts) != all(parts):
