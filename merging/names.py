@@ -26,8 +26,8 @@ def require_finetune(path: Path, changes: Mapping[str, Any]) -> None:
         _known(strategy, STRATEGIES, "strategy", path)
     if isinstance(data.get("upstream"), str):
         require_names([data["upstream"]], path.parent, f"{path}: upstream")
-    aims = data.get("also") if isinstance(data.get("also"), list) else []
-    for aim in [data, *aims]:
+    also = data.get("also")
+    for aim in [data, *(also if isinstance(also, list) else [])]:
         task = aim.get("task") if isinstance(aim, Mapping) else None
         if isinstance(task, str) and task:
             _require_file(path.parent / task, f"{path}: task")

@@ -9,6 +9,8 @@ import base64
 import json
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 
 def main() -> None:
@@ -17,7 +19,10 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints is no answer
     import vl_convert
 
-    draw = {"svg": vl_convert.vegalite_to_svg, "pdf": vl_convert.vegalite_to_pdf}
+    draw: dict[str, Callable[[Any], str | bytes]] = {
+        "svg": vl_convert.vegalite_to_svg,
+        "pdf": vl_convert.vegalite_to_pdf,
+    }
     for line in sys.stdin:
         request = json.loads(line)
         try:
