@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,9 +27,9 @@ from upstream.common.schema import (
     bind,
     build,
     expand,
-    read_value,
     read_yaml,
 )
+from upstream.common.schema import overrides as overrides  # torch is not needed for it
 from upstream.features.codec import Kind
 
 T = TypeVar("T")
@@ -235,14 +235,3 @@ def suite(name: str) -> dict[str, Path]:
 def _tasks(folder: Path) -> dict[str, Path]:
     paths = sorted(folder.glob("*.yaml"))
     return {p.stem: p for p in paths if read_yaml(p).get("kind", "task") == "task"}
-
-
-def overrides(items: Sequence[str]) -> dict[str, Any]:
-    """`["train.steps=500"]` as a mapping with YAML values. Raises UserError."""
-    values = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {item}: must be KEY=VALUE, for example train.steps=500")
-        values[key] = read_value(value, f"--set {item}")
-    return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,11 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    rows = ((module, f"{100 * share:.3f} %") for module, share in record["moved"].items())
+    frozen = record.get("frozen", ())
+    rows = (
+        (module, f"{100 * share:.3f} %", _still(module, share, frozen))
+        for module, share in record["moved"].items()
+    )
     recipe = (f"{key}: {value}" for key, value in record["recipe"].items() if value != "")
     drawn = (folder / FIGURE).is_file()
     return [
@@ -32,13 +36,21 @@ def _finetuned(folder: Path, record: Mapping[str, Any]) -> list[str]:
         *_facts(
             {**record, "cost": cost_text(record)}, ("base", "metric", "best_dev", "created", "cost")
         ),
+        *(f"- {line}" for line in record.get("warnings", ())),
         "",
-        *_table(("module", "moved from the base by"), rows),
+        *_table(("module", "moved from the base by", ""), rows),
         *([f"![Loss, learning rates, gradient norm, dev scores]({FIGURE})\n"] if drawn else []),
         "Recipe:\n",
         *_block("yaml", *recipe),
         *_use(folder, record),
     ]
+
+
+def _still(module: str, share: float, frozen: Collection[str]) -> str:
+    """Why a module is where it was."""
+    if share:
+        return ""
+    return "frozen by the strategy" if module in frozen else "never moved"
 
 
 def _merged(folder: Path, record: Mapping[str, Any]) -> list[str]:

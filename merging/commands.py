@@ -99,11 +99,13 @@ def plan(args: argparse.Namespace) -> None:
 def similarity(args: argparse.Namespace) -> None:
     """Hidden states and weights against the first upstream's: similarity hubert_demo merged"""
     import merging  # noqa: F401 - registers what is built here
+    from merging.built import is_built
     from upstream.resolve import require
 
     specs = [args.reference, *args.others]
     for spec in specs:
-        require(spec)
+        if not is_built(spec):
+            require(spec)
     from downstream.recipe import suite_folder
     from merging import similarity
     from merging.requests import requests
@@ -111,7 +113,7 @@ def similarity(args: argparse.Namespace) -> None:
     how, suite = settings(args), suite_folder(args.suite)
     with contextlib.redirect_stdout(sys.stderr):  # what is built on the way is no JSON
         audio = similarity.draw(tasks(args), args.utterances, args.seed)
-        (first, *others), _ = requests(",".join(specs), suite, args.results, how)
+        (first, *others), _ = requests(",".join(specs), suite, args.results, how, held=True)
         found = similarity.compare(first, others, audio, how)
     print(getattr(similarity, f"as_{args.format}")(found))
 
@@ -137,16 +139,22 @@ def list_(args: argparse.Namespace) -> None:
 
 
 def named(args: argparse.Namespace) -> Request:
-    """The upstream that a command without a suite names."""
+    """The upstream that a command names which builds nothing. Raises UserError."""
     import merging  # noqa: F401 - registers what is built here
-    from upstream.resolve import require
+    from merging.built import BUILT, find, is_built
+    from upstream.resolve import canonical, parse, require
 
-    require(args.upstream)  # a wrong name is told before seconds of imports
-    from downstream.recipe import suite_folder
-    from merging.requests import request
+    spec = canonical(args.upstream)
+    built = is_built(spec) or parse(spec)[0] in BUILT
+    if not built:
+        require(spec)  # a wrong name is told before seconds of imports
+    from downstream.run.schedule import Request
 
-    suite = getattr(args, "suite", "demo")
-    return request(args.upstream, suite_folder(suite), args.results)
+    if not built:
+        return Request(spec, spec)
+    suite = getattr(args, "suite", None)
+    stored = find(spec, args.results, Path(suite).name if suite else None)
+    return Request(stored.name, stored.spec)
 
 
 def describe(args: argparse.Namespace) -> None:
@@ -186,9 +194,10 @@ def check(args: argparse.Namespace) -> int:
                 print(*([path.stem] * suite), fold or "corpus", counts)
         _tell_files_run()
         return 0
+    request = named(args)
     from upstream.check import check as promises
 
-    rows = promises(named(args).load())
+    rows = promises(request.load())
     for row in rows:
         print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
     _tell_files_run()
@@ -248,25 +257,35 @@ def predict(args: argparse.Namespace) -> None:
 
 def finetune(args: argparse.Namespace) -> None:
     """Stage 1, stable fine-tuning: finetune recipes/demo/finetune.yaml"""
-    from downstream.recipe import overrides
+    from merging.names import require_finetune
+    from upstream.common.schema import overrides
+
+    changes = overrides(args.set)
+    require_finetune(args.recipe, changes)
+    writable(args.output or args.results)
     from merging.tuning import build_tuned
     from merging.tuning.ranks import joined
 
-    changes = overrides(args.set)
-    writable(args.output or args.results)
     with joined() as ranks:
         print(build_tuned(args.recipe, args.results, args.output, ranks, changes))
 
 
 def merge(args: argparse.Namespace) -> None:
     """Stage 2, merge weights and write them: merge recipes/demo/merged.yaml --output merged/"""
-    from downstream.recipe import overrides
-    from merging.merged import write
-    from merging.recipe import load_recipe, placed, recipe_of
+    from merging.names import require_merge, require_method, require_names
+    from upstream.common.schema import overrides
 
     parts, keys = (args.base, args.tuned), overrides(args.set)
     if any(parts) == bool(args.recipe) or any(parts) != all(parts):
         raise UserError("merge: give either a recipe, or both --base and --tuned")
+    if args.recipe:
+        require_merge(args.recipe, keys, args.method)
+    else:
+        require_names([args.base, *args.tuned], None, "merge")
+        require_method(args.method or "linear", "merge")
+    from merging.merged import write
+    from merging.recipe import load_recipe, placed, recipe_of
+
     writable(args.output if args.format == "hf" else args.output.parent)
     if args.recipe:
         method = {"method": args.method} if args.method else {}

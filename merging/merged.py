@@ -17,6 +17,7 @@ from downstream import recipe as task_recipes
 from downstream.recipe import RECIPES
 from downstream.run.prepare import Prepared, prepare
 from merging import choose as choosing
+from merging.built import BUILT, is_built
 from merging.choose import Choice
 from merging.recipe import YAML, MergeRecipe, altered, made, with_alpha, with_members
 from merging.tuning import build_tuned
@@ -30,6 +31,7 @@ from upstream.common import disk, user_code
 from upstream.common.errors import UserError, near_miss
 from upstream.common.schema import Natural
 from upstream.encoder.encoder import Encoder
+from upstream.resolve import parse
 
 DEMO = str(RECIPES / "demo" / "merged.yaml")
 VERSION = 1  # of the arithmetic: another number, and every merge is made again
@@ -51,8 +53,25 @@ def tuned_names(plan: MergeRecipe, recipe: Path, results: Path) -> list[str]:
                 fault = f"{recipe}: tuned: {of.recipe} does not collect {of.collected!r}"
                 raise UserError(fault + near_miss(of.collected, there))
             name = str(folder / of.collected)
-        names.append(name)
+        names.append(name if of else placed_spec(name, results, recipe))
     return names
+
+
+def _folder(recipe: Path) -> Path | None:
+    """Where the recipe of a merge lies; that of a command line lies nowhere."""
+    return recipe.parent if recipe.is_file() else None
+
+
+def placed_spec(spec: str, results: Path, recipe: Path) -> str:
+    """What `upstream.load` takes for a name in a merge recipe, wherever that is done.
+
+    What is built here becomes the folder of its weights: see `load_base`. Raises UserError.
+    """
+    if not is_built(spec) and parse(spec)[0] not in BUILT:
+        return spec
+    with opening(recipe):
+        model = as_encoder(load_base(spec, results, _folder(recipe)), spec)
+    return f"{model.source}:padding={model.padding}:precision={model.precision}"
 
 
 def open_merge(
@@ -63,7 +82,7 @@ def open_merge(
     What was not chosen before is chosen by `choose`. Raises Undecided without it, and UserError.
     """
     with opening(recipe):
-        base = as_encoder(load_base(plan.base, results), plan.base)
+        base = as_encoder(load_base(plan.base, results, _folder(recipe)), plan.base)
     names = tuned_names(plan, recipe, results)
     tuned = [as_encoder(upstream.load(name), name) for name in names]
     merge = Merge(plan, recipe, results, base, tuned)
@@ -178,4 +197,6 @@ def write(
         raise UserError(f"{recipe}: choose and calibrate need --format hf: they run the encoder")
     if plan.base.endswith(YAML):
         raise UserError(f"{recipe}: base: a merge recipe has no file of its own; use --format hf")
-    return write_same(plan, recipe, tuned_names(plan, recipe, results), output)
+    base, _ = parse(placed_spec(plan.base, results, recipe))
+    tuned = [parse(name)[0] for name in tuned_names(plan, recipe, results)]
+    return write_same(replace(plan, base=base), recipe, tuned, output)

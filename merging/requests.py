@@ -17,6 +17,7 @@ from downstream.run.execute import note
 from downstream.run.prepare import Prepared
 from downstream.run.schedule import Request, RunOptions
 from merging import choose as choosing
+from merging.built import BUILT, EXACT, find, hold, is_built
 from merging.choose import BASE, Choice, Dev
 from merging.cost import cost_text
 from merging.merged import Undecided, folder_of, open_merge, settled_spec, tuned_spec
@@ -25,12 +26,12 @@ from merging.tuning.build import RECORD as TUNED
 from merging.tuning.recipe import TuningRecipe, open_plan, opening
 from merging.tuning.recipe import load_recipe as load_tuning
 from merging.write import RECORD, as_encoder
-from upstream.checkpoints.write import WEIGHTS, write
+from upstream.checkpoints.write import WEIGHTS
 from upstream.common import disk
 from upstream.common.errors import UserError
+from upstream.encoder.export import export as write_encoder
 from upstream.resolve import beside, call, canonical, parse, split_specs
 
-BUILT = ("merged", "finetuned")
 Untrained = tuple[TuningRecipe, tuple[Prepared, ...]]  # with the corpora of its objectives
 RECORDS = (RECORD, TUNED)
 NUMBER = r"[-+]?\.?\d[\d.eE+-]*"
@@ -47,18 +48,38 @@ class Built(NamedTuple):
     member: int | None  # of the fine-tuned ones, if it is one of them and not the merge
 
 
-def request(spec: str, suite: Path, results: Path) -> Request:
-    """What to load for a name; `merged` and `finetuned` are looked up in the suite. UserError."""
+def request(spec: str, suite: Path, results: Path, held: bool = False) -> Request:
+    """What to load for a name; `merged` and `finetuned` are looked up in the suite.
+
+    Where it has no merge recipe, and for NAME@FINGERPRINT, they are what `results` holds; with
+    `held` that comes first. Raises UserError.
+    """
     spec = canonical(spec)
     name, options = parse(spec)
-    given = {"results": str(results)}
-    if name in BUILT:
+    if is_built(spec):
+        exact = EXACT.fullmatch(spec)
+        stored = find(spec, results, suite.name) if exact else None
+        if held and not exact:
+            stored = hold(spec, results, suite.name)
+        recipe = suite / "merged.yaml"
+        if stored is None and name in BUILT and not recipe.is_file():
+            stored = hold(spec, results)
+            if stored is None:
+                fault = f"the suite has no {recipe}, and {results} holds no upstream of that name"
+                raise UserError(f"{spec}: {fault}; give {name}:recipe=FILE")
+        if stored is not None:
+            return Request(stored.name, stored.spec)
+    given = with_results(spec, results)
+    if name in BUILT and "recipe" not in options:
         given["recipe"] = str(suite / "merged.yaml")
-        if "recipe" not in options and not Path(given["recipe"]).is_file():
-            raise UserError(f"{spec}: the suite has no {given['recipe']}; give {name}:recipe=FILE")
-    elif not name.endswith(YAML):
-        return Request(spec, spec)
-    return Request(spec, spec, {key: text for key, text in given.items() if key not in options})
+    return Request(spec, spec, given)
+
+
+def with_results(spec: str, results: Path) -> dict[str, str]:
+    """The option of what is built here that says where, unless the name says it."""
+    name, options = parse(spec)
+    ours = (name in BUILT or name.endswith(YAML)) and "results" not in options
+    return {"results": str(results)} if ours else {}
 
 
 def curves(specs: str) -> list[list[str]]:
@@ -77,17 +98,21 @@ def curves(specs: str) -> list[list[str]]:
 
 
 def requests(
-    specs: str, suite: Path, results: Path, options: RunOptions | None = None
+    specs: str,
+    suite: Path,
+    results: Path,
+    options: RunOptions | None = None,
+    held: bool = False,
 ) -> tuple[list[Request], str | None]:
     """The upstreams to score, and the name of the one that differences are taken from.
 
     One `merged` alone brings its comparison along: what its recipe names under `compare`, the
     pre-trained base (the reference) and, unless it is a curve of alphas, the fine-tuned upstream
     (of every seed). With `options` all is chosen and built; without, what is not built yet stays a
-    recipe.
+    recipe. held: as of `request`.
     """
     groups, reference = curves(specs), None
-    listed = [request(spec, suite, results) for group in groups for spec in group]
+    listed = [request(spec, suite, results, held) for group in groups for spec in group]
     built = _built(listed[0])
     if len(groups) == 1 and built and built.member is None:
         plan, reference = built.plan, built.plan.base
@@ -261,4 +286,4 @@ def _untrained_base(request: Request) -> list[Untrained]:
 
 def export(request: Request, form: str, output: Path) -> Path:
     """Write an encoder as an HF folder or as a file of s3prl or fairseq. Raises UserError."""
-    return write(as_encoder(request.load(), request.name), form, output)
+    return write_encoder(as_encoder(request.load(), request.name), form, output)

@@ -20,7 +20,7 @@ from merging.card import effective_text, write_card
 from merging.choose import Choice
 from merging.cost import begin_peak, cost, peak_bytes
 from merging.methods import STATISTICS
-from merging.recipe import MergeRecipe, command
+from merging.recipe import MergeRecipe, command, made
 from merging.tuning.recipe import checkpoint
 from merging.weights.calibration import calibrated
 from merging.weights.compatibility import recorded_base, require_origin
@@ -36,6 +36,9 @@ from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.text import portable
 from upstream.encoder.encoder import Encoder
+from upstream.encoder.export import export as export_encoder
+from upstream.encoder.export import require_same
+from upstream.resolve import parse
 
 RECORD = "merge.json"  # a folder that has it is finished
 
@@ -103,9 +106,11 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
         if form == "hf":
             export.to_folder(base, output, _hashed(stream, digest))
             state: Weights = files.load(output / export.WEIGHTS)[0]
+            _require_written(base, state, output, digest.text())
         else:
             state = dict(_hashed(stream, digest))
-            export.write(checkpoint(base, state), form, output / file)
+            merged = Encoder(checkpoint(base, state), base.padding, base.precision)
+            export_encoder(merged, form, output / file)
         first, *others = digests.result()
     if heard := frozenset().union(*(encoder.heard for encoder in merge.models)):
         disk.write(output / HEARD, "".join(f"{key}\n" for key in sorted(heard)))
@@ -121,6 +126,15 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
         **cost(time.monotonic() - begun, peak_bytes(), state),
     }
     return _finish(merge.plan, merge.recipe, output, form, report, facts)
+
+
+def _require_written(base: Encoder, state: Weights, output: Path, digest: str) -> None:
+    """Raises UserError unless the folder reads back as the encoder that was merged."""
+    merged = Encoder(checkpoint(base, state), base.padding, base.precision)
+    again = require_same(merged, output).fingerprint()
+    if again != digest:  # what is on disk is not what was handed to it
+        (output / export.WEIGHTS).unlink(missing_ok=True)
+        raise UserError(f"{output}: reads back as {again}, not {digest}; check the disk")
 
 
 def _hashed(tensors: Iterator[tuple[str, Tensor]], digest: Digest) -> Iterator[tuple[str, Tensor]]:
@@ -168,17 +182,40 @@ def as_encoder(model: Upstream, name: str) -> Encoder:
 def _require_related(base: Encoder, tuned: Sequence[Encoder], plan: MergeRecipe) -> None:
     """UserError unless all are of one architecture and, if it is to be checked, of one origin."""
     ours = base.identity()
-    for number, other in enumerate(tuned, 1):
-        if (theirs := other.identity()) != ours:
-            wrong = [f"{k} {theirs.get(k)}, not {v}" for k, v in ours.items() if theirs.get(k) != v]
-            raise UserError(f"{other.source}: is not like {base.source}: {'; '.join(wrong[:3])}")
+    names = [other.source if made(name) else name for name, other in zip(plan.tuned, tuned)]
+    for number, (name, other) in enumerate(zip(names, tuned), 1):
+        if other.identity() != ours:
+            raise UserError(f"{name}: is not like {plan.base}: {_unlike(base, other, name)}")
         if plan.origin == "checked":
             # a later model of a sequence may have been fine-tuned from the merge before it
             first = plan.several != "sequential" or number == 1
             recorded = recorded_base(Path(other.source)) if first else None
             own = base.fingerprint() if recorded else None
             weights = (base.model.state_dict(), other.model.state_dict())
-            require_origin(*weights, f"tuned model {number} ({other.source})", recorded, own)
+            require_origin(*weights, f"tuned model {number} ({name})", recorded, own)
+
+
+OPTIONS = ("family", "normalize", "padding", "precision")  # of an upstream's name, and its identity
+
+
+def _unlike(base: Encoder, other: Encoder, name: str) -> str:
+    """What sets a tuned model apart from the base, and the way out: an option, or another model."""
+    ours, theirs = ({"precision": "float32"} | model.identity() for model in (base, other))
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    faults = [f"{key} {_typed(theirs.get(key))}, not {_typed(ours.get(key))}" for key in keys[:3]]
+    options = [key for key in OPTIONS if key in keys]
+    remedy = "merge it with the checkpoint that it was fine-tuned from"
+    if set(keys) <= set(OPTIONS):
+        bare, settings = parse(name)
+        settings |= {key: _typed(ours[key]) for key in options}
+        spelt = bare + "".join(f":{key}={value}" for key, value in settings.items())
+        remedy = f"if that is no difference in what they were trained on, write {spelt}"
+    return f"{'; '.join(faults)}; {remedy}"
+
+
+def _typed(value: Any) -> str:
+    """A value as one types it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _require_own_config(folder: Path, state: Weights) -> None:

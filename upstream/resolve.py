@@ -190,7 +190,8 @@ def _encoder(
         return encoders.load(source, normalize=normalize, **options)
     repository, published, about = source
     normalize = published if normalize is None else normalize
-    encoder = encoders.load(_download(repository), normalize=normalize, **options)
+    name = f"hf:{repository}"
+    encoder = encoders.load(_download(repository), normalize=normalize, name=name, **options)
     encoder.source = repository
     if about:
         encoder.licence = LICENCES[repository.split("/")[0]]

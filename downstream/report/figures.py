@@ -11,21 +11,19 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from downstream.report.compare import Row, reduction
 from downstream.report.results import safe_name
 from downstream.report.table import heading, p_text
 from downstream.tasks.metrics import parted
-from upstream.common import disk
-from upstream.common.packages import require_package
+from upstream.common import disk, pictures
 from upstream.common.text import escaped
 
 if TYPE_CHECKING:
     import altair as alt
-    import vl_convert
 else:
-    alt, vl_convert = map(require_package, ("altair", "vl_convert"))
+    alt = pictures.require()
 
 MOST_ROWS, MOST_LINES, MOST_DOTS = 40, 6, 24  # of a panel
 MOST_PANELS = 24  # of a figure
@@ -80,18 +78,18 @@ class Figure(NamedTuple):
         return kinds + [(n, *looks(i)) for i, n in enumerate(several)]
 
     def svgs(self) -> list[str]:
-        """Each panel as inline SVG. What a mark says stands in its <title>, shown on hovering."""
+        """Each panel as inline SVG. What a mark says stands in its <title>, shown on hovering.
+
+        Raises UserError where nothing can be drawn.
+        """
         specs = (_unlabelled(_spec(panel)) for panel in self.panels)
-        return [_inline(vl_convert.vegalite_to_svg(spec)) for spec in specs]
+        return [_inline(pictures.draw(spec).decode()) for spec in specs]
 
     def save(self, folder: Path) -> list[Path]:
         """All panels together as a PDF and an SVG file. Raises UserError."""
         columns = 2 if len(self.panels) == 4 else 3
         spec = {**_spec(alt.concat(*self.panels, columns=columns)), "background": "white"}
-        forms = {
-            "pdf": vl_convert.vegalite_to_pdf(spec),
-            "svg": vl_convert.vegalite_to_svg(spec).encode(),
-        }
+        forms = {"pdf": pictures.draw(spec, "pdf"), "svg": pictures.draw(spec)}
         paths = [folder / f"{safe_name(self.name)}.{form}" for form in forms]
         for path, content in zip(paths, forms.values()):
             disk.write(path, content)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from downstream.report.compare import Row
 from downstream.report.figures import Figure, printable
 from downstream.report.table import HEARD, p_text
+from upstream.common.errors import UserError
+from upstream.common.notice import notice
 
 MARKS = {  # SVG paths of vega's symbols
     "circle": "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0", "square": "M-4,-4h8v8h-8Z",
@@ -29,7 +31,11 @@ def h(text: object) -> str:
 def figure_html(figure: Figure) -> str:
     """Its title, how to read it, its legend and panels."""
     kind = {1: " one", 2: " two", 4: " two"}.get(len(figure.panels), "")
-    svgs = "".join(f"<div>{svg}</div>" for svg in figure.svgs())
+    try:
+        svgs = "".join(f"<div>{svg}</div>" for svg in figure.svgs())
+    except UserError as error:  # the numbers of the page do not wait for its pictures
+        notice(str(error))
+        svgs = f'<p class="pale">{h(str(error))}</p>'
     return (
         f"<h3>{h(figure.title)}</h3><p>{h(figure.reading)}</p>"
         f"{_legend(figure)}"

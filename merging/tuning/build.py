@@ -24,6 +24,7 @@ from upstream.checkpoints import HEARD
 from upstream.checkpoints.write import WEIGHTS, to_folder
 from upstream.common import disk
 from upstream.common.errors import UserError
+from upstream.common.notice import notice
 from upstream.common.text import portable
 from upstream.encoder.encoder import Encoder
 from upstream.features.store import Store
@@ -87,9 +88,12 @@ def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
     if not ranks.first:
         ranks.tell(None)
         return
-    moved = movement(loop.base, loop.weights)
+    moved, frozen = movement(loop.base, loop.weights), loop.frozen()
     for module, share in moved.items():
-        print(f"  {module:<12} moved {100 * share:7.3f} %" + ("  (frozen)" * (share == 0)))
+        still = "" if share else "  (frozen)" if module in frozen else "  (never moved)"
+        print(f"  {module:<12} moved {100 * share:7.3f} %{still}")
+    for line in _warnings(loop, moved):
+        print(f"  {line}")
     weights = checkpoint(encoder, loop.weights)
     record = {
         "key": plan.key,
@@ -103,6 +107,9 @@ def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
         "best_dev": loop.best,
         "history": loop.history,
         "moved": moved,
+        "frozen": frozen,
+        "skipped": loop.skipped,
+        "warnings": _warnings(loop, moved),
         "collected": {each.name: movement(loop.base, each.weights) for each in loop.collected},
         "learned_parameters": loop.size(),
         "processes": ranks.world,
@@ -112,8 +119,7 @@ def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
     record = portable(record, store.root.parent)
     disk.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
     _write_heard(folder, objective)
-    if reason := draw(folder / FIGURE, loop.log.lines(), loop.history):
-        print(f"  no figure of log.jsonl; {reason}")
+    disk.remove_file(folder / FIGURE)
     write_card(folder, record)
     for each in loop.collected:
         _write_heard(folder / each.name, objective)
@@ -121,4 +127,33 @@ def train(plan: Plan, folder: Path, store: Store, ranks: Ranks = ALONE) -> None:
     to_folder(weights, folder)  # the weights last: they say that the folder is complete
     for place in states(loop.place):
         disk.remove_file(place)
+    _draw(folder, loop, record)
     ranks.tell(None)
+
+
+def _warnings(loop: Loop, moved: Mapping[str, float]) -> list[str]:
+    """What somebody who uses the weights should know of the run."""
+    lines = []
+    if loop.skipped:
+        lines.append(
+            f"{loop.skipped} of {loop.recipe.steps} updates were skipped: their gradient was not "
+            "finite"
+        )
+    if not any(moved.values()):
+        step = next((row["step"] for row in loop.history if row["dev"] == loop.best), 0)
+        lines.append(
+            f"these are the base's weights: dev was best after update {step}, when the encoder had "
+            "not moved yet; a smaller head_only, other rates or more steps may help"
+        )
+    return lines
+
+
+def _draw(folder: Path, loop: Loop, record: Mapping[str, Any]) -> None:
+    """The picture of the log and the card that shows it, once all else is written."""
+    try:
+        if reason := draw(folder / FIGURE, loop.log.lines(), loop.history):
+            print(f"  no figure of log.jsonl; {reason}")
+            return
+        write_card(folder, record)
+    except UserError as error:
+        notice(f"{folder / FIGURE}: {error}")

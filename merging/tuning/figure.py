@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from upstream.common import disk
+from upstream.common import disk, pictures
 from upstream.common.errors import UserError
-from upstream.common.packages import require_package
 
 POINTS = 500  # of a curve, at most: more updates are drawn as means
 WIDTH, HEIGHT = 560, 110
@@ -23,11 +22,11 @@ def draw(
     """Write the figure: loss, learning rates, gradient norm, dev scores by update.
 
     lines: of `Log`. history: step and dev scores of every evaluation, `also` by name.
-    Returns why there is none, where what draws is missing; else "". Raises UserError.
+    Returns why there is none, where what draws is missing; else "". Raises UserError where it
+    cannot draw.
     """
     try:
-        require_package("vl_convert")  # what altair makes an SVG with
-        require_package("altair")
+        pictures.require()
     except UserError as error:
         return str(error)
     import altair as alt
@@ -57,8 +56,7 @@ def draw(
         panel(dev, "dev score").mark_line(point=True),
     ]
     chart = alt.vconcat(*rows).resolve_scale(color="independent")
-    with disk.writing(place), disk.whole(place) as part:
-        chart.save(part, format="svg")
+    disk.write(place, pictures.draw(chart.to_dict()))
     return ""
 
 

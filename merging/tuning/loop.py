@@ -24,7 +24,7 @@ from merging.tuning.objectives import Objective
 from merging.tuning.ranks import ALONE, Ranks
 from merging.tuning.recipe import STRATEGIES, Plan
 from upstream.checkpoints.tensor_files import load_state, save_state
-from upstream.checkpoints.tensor_names import State
+from upstream.checkpoints.tensor_names import State, module_of
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
@@ -32,7 +32,14 @@ from upstream.common.schema import bind
 from upstream.encoder.encoder import Encoder
 
 SAVE_SECONDS = 300.0  # at most this much training is lost when the process is killed
-KEPT = "key best weights history learned felt seconds peak".split()  # of a Loop, in its state
+KEPT = "key best weights history learned felt seconds peak skipped".split()  # in a Loop's state
+# The share of updates that may be skipped because their gradient is not finite. Low precision loses
+# a few at its start; where one in ten is lost, schedule and number of updates are no longer those
+# of the recipe, and what is left is mostly what came before the training went wrong.
+MOST_SKIPPED = 0.1
+
+
+REMEDY = "take a smaller lr, a longer warmup or precision: float32, or look at the utterances"
 
 
 def schedule(step: int, steps: int, warmup: float = 0.1, hold: float = 0.4) -> float:
@@ -79,6 +86,7 @@ class Loop:
         self.learned: set[str] = set()  # of what ever had a gradient
         self.felt: set[str] = set()  # and one that is not zero
         self.seconds, self.peak = 0.0, 0
+        self.skipped = 0  # updates whose gradient was not finite
 
     def run(self, what: str) -> None:
         """Train from where the last process was; then `weights` are the best on dev."""
@@ -101,6 +109,11 @@ class Loop:
                 self._save(step + 1)
                 saved = now
         self.log.close()
+        if math.isnan(self.best):
+            raise UserError(
+                f"{self.recipe.name}: no dev score was ever a number, so that there is no best one "
+                f"to keep; {REMEDY}"
+            )
         if idle := sorted(self.learned - self.felt):
             raise RuntimeError(f"{self.recipe.strategy}: the gradient of {idle[0]} was always 0")
 
@@ -136,17 +149,31 @@ class Loop:
         self.learned |= given.keys()
         self.felt |= {name for name in given.keys() - self.felt if given[name].any()}
         norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
-        if torch.isfinite(norm):
-            self.optimizer.step()
         rates = [group["lr"] for group in self.optimizer.param_groups]
         facts = {"loss": total, "lr": rates[0], "head_lr": rates[1], "norm": norm.item()}
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+            facts["skipped"] = self.skipped
         if self.ranks.first:
             self.log.add(step=step + 1, **facts)
+        if self.skipped > MOST_SKIPPED * recipe.steps:
+            raise UserError(
+                f"{recipe.name}: diverged: the gradient of {self.skipped} of the {step + 1} updates"
+                f" so far was not finite, and they were skipped (at most {MOST_SKIPPED:.0%} of all "
+                f"{recipe.steps} may be); {REMEDY}"
+            )
         self.strategy.after_step(step)
         if wanted := [each for each in self.collected if each.wants(step + 1)]:
             weights = self.strategy.weights()
             for each in wanted:
                 each.add(step + 1, weights)
+
+    def frozen(self) -> list[str]:
+        """The modules of which the strategy let nothing learn, in any update."""
+        learned = {module_of(name) for name in self.learned if not name.startswith("head.")}
+        return [m for m in dict.fromkeys(map(module_of, self.base)) if m not in learned]
 
     def size(self) -> int:
         """How many of the encoder's values have learnt, those of adapters among them."""
@@ -232,6 +259,7 @@ class Loop:
     def _go_on(self, content: dict[str, Any], place: Path) -> int:
         if not isinstance(content, dict) or content.get("key") != self.key:
             raise UserError(f"{place}: is of another recipe; choose an empty folder")
+        content.setdefault("skipped", 0)  # which states were once without
         try:
             for key in KEPT:
                 setattr(self, key, content[key])

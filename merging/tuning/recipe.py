@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 import upstream
 from downstream.recipe import named
 from downstream.run.prepare import Prepared
+from merging.built import BUILT, find, is_built
+from merging.strategies import STRATEGIES
 from merging.tuning.aims import Aim, Masked
 from merging.tuning.collect import collectors
 from merging.tuning.ranks import ALL, Portion
@@ -25,7 +27,6 @@ from upstream.checkpoints.read import Checkpoint
 from upstream.common import user_code
 from upstream.common.errors import UserError
 from upstream.common.packages import install_command
-from upstream.common.registry import Registry
 from upstream.common.schema import (
     Amount,
     Dropout,
@@ -38,27 +39,6 @@ from upstream.common.schema import (
 )
 from upstream.encoder.encoder import Encoder
 from upstream.resolve import RECIPES, beside, parse
-
-if TYPE_CHECKING:
-    from merging.tuning.strategies import Strategy
-
-STRATEGIES: Registry[type[Strategy]] = Registry("fine-tuning strategy")
-for _name, _place, _about in (
-    (
-        "stable",
-        "strategies:Stable",
-        "Speech-FT: the head alone at first, the CNN frozen throughout",
-    ),
-    ("regular", "strategies:Strategy", "all but the CNN from the first update, as s3prl does"),
-    (
-        "anchored",
-        "strategies:Anchored",
-        "stable, pulled to the pre-trained weights (L2-SP, L1, max)",
-    ),
-    ("lora", "lowrank:LoRA", "stable, but only low-rank changes of some layers learn"),
-    ("dora", "lowrank:DoRA", "LoRA with the size of each row apart"),
-):
-    STRATEGIES.add(_name, f"merging.tuning.{_place}", _about)
 
 # Keys that came later enter a build's key only where they are not left at their default.
 LATER: dict[str, Any] = {
@@ -201,7 +181,7 @@ def open_plan(path: Path, results: Path, changes: Mapping[str, Any] | None = Non
     """A recipe with some keys changed, its upstream and its corpora. Raises UserError."""
     recipe = load_recipe(path, changes)
     with opening(path):
-        encoder = load_base(beside(recipe.upstream, path.parent), results)
+        encoder = load_base(beside(recipe.upstream, path.parent), results, path.parent)
     if not isinstance(encoder, Encoder):
         raise UserError(f"{path}: upstream {recipe.upstream} has no weights to fine-tune")
     for aim in recipe.aims:
@@ -218,10 +198,22 @@ def open_plan(path: Path, results: Path, changes: Mapping[str, Any] | None = Non
     return Plan(recipe, encoder, fingerprint, corpora)
 
 
-def load_base(spec: str, results: Path) -> Upstream:
-    """The upstream of that name; a merge recipe's is built in `results` if it is not there."""
+def load_base(spec: str, results: Path, folder: Path | None) -> Upstream:
+    """The upstream of that name in a recipe that lies in `folder`.
+
+    It is what the name means on the command line: `merged` and `finetuned` are those of the merge
+    recipe beside it, built in `results` if they are not there, and without one those that `results`
+    holds; a merge recipe's is built in `results`. Raises UserError.
+    """
     name, options = parse(spec)
-    given = {"results": str(results)} if name.endswith(RECIPES) and "results" not in options else {}
+    given = {}
+    if is_built(spec) and not name.endswith(RECIPES):
+        recipe = folder / "merged.yaml" if folder else None
+        if name not in BUILT or recipe is None or not recipe.is_file():
+            return upstream.load(find(spec, results).spec)
+        given["recipe"] = str(recipe)
+    if (name in BUILT or name.endswith(RECIPES)) and "results" not in options:
+        given["results"] = str(results)
     return upstream.load(spec, **given)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from upstream.checkpoints.tensor_names import place_of
+from upstream.checkpoints.tensor_names import needless, place_of, slots
 from upstream.common import disk
 from upstream.common.errors import UserError
 
@@ -18,10 +18,25 @@ SAMPLED = 8  # matrices that the cosine is taken over: 5 million weights of a Ba
 UNRELATED = 0.1  # cosines of independently trained encoders are near 0, of fine-tuned ones near 1
 
 
-def require_names(base: Weights, tuned: Weights, which: str) -> None:
-    """UserError with the first differences unless the models have tensors of the same names."""
-    if set(base) != set(tuned):  # lazy mappings may read a tensor to say whether they have it
-        raise UserError(_refusal(base, tuned, which))
+def spare_names(weights: Weights) -> set[str]:
+    """The names of tensors that no forward needs: pre-training's, heads."""
+    names = list(weights)
+    inside = {slot.name for name, slot in slots(names, "merge").items() if needless(name)}
+    return inside | {name for name in names if needless(name)}
+
+
+def require_names(base: Weights, tuned: Weights, which: str) -> set[str]:
+    """The names of the base that `tuned` lacks: no forward needs them.
+
+    Raises UserError with the first differences unless all other names are the same in both.
+    """
+    ours, theirs = set(base), set(tuned)  # lazy mappings may read a tensor to say if they have it
+    if ours == theirs:
+        return set()
+    spare = spare_names(base) | spare_names(tuned)
+    if ours - spare != theirs - spare:
+        raise UserError(_refusal(base, tuned, which, spare))
+    return ours - theirs
 
 
 def require_alike(base: Tensor, tuned: Tensor, models: tuple[Weights, Weights], which: str) -> None:
@@ -30,10 +45,12 @@ def require_alike(base: Tensor, tuned: Tensor, models: tuple[Weights, Weights], 
         raise UserError(_refusal(*models, which))
 
 
-def _refusal(base: Weights, tuned: Weights, which: str) -> str:
-    faults = [f"{k} is missing" for k in base if k not in tuned]
-    faults += [f"{k} is not in the base" for k in tuned if k not in base]
-    for name in base:
+def _refusal(
+    base: Weights, tuned: Weights, which: str, spare: Collection[str] = frozenset()
+) -> str:
+    faults = [f"{k} is missing" for k in base if k not in tuned and k not in spare]
+    faults += [f"{k} is not in the base" for k in tuned if k not in base and k not in spare]
+    for name in (name for name in base if name not in spare):
         if name in tuned and len(faults) <= 3:  # tensors are read only until there is enough to say
             due, tensor = base[name], tuned[name]
             if due.shape != tensor.shape:
@@ -42,7 +59,8 @@ def _refusal(base: Weights, tuned: Weights, which: str) -> str:
                 kinds = (str(t.dtype).removeprefix("torch.") for t in (tensor, due))
                 faults.append("{} is {}, not {}".format(name, *kinds))
     more = " and more" if len(faults) > 3 else ""
-    return f"{which} does not match the base: {'; '.join(faults[:3])}{more}"
+    remedy = "merge it with the checkpoint that it was fine-tuned from"
+    return f"{which} does not match the base: {'; '.join(faults[:3])}{more}; {remedy}"
 
 
 def recorded_base(tuned: Path) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merging.methods.dense import slerp_falls_back
-from merging.weights.compatibility import require_alike, require_names
+from merging.weights.compatibility import require_alike, require_names, spare_names
 from merging.weights.movement import EffectiveAlpha
 from merging.weights.rule import PIECE, MergeOptions, PosConv, Rule, Several, Weights, rule_for
 from upstream.common.errors import UserError
@@ -76,16 +76,19 @@ def merge_tensors(
     """(name, merged tensor), one by one; each input tensor is indexed once.
 
     `params` are the method's keys (`alpha`: see `alphas.py`). Integer tensors, the pre-training
-    head and what `only` leaves out are the base's. `stats` holds one mapping for each of
-    [base, *tuned] for the methods in STATISTICS. `report` is filled on the way.
+    head, what `only` leaves out, and what no forward needs where a tuned model lacks it or has it
+    in another shape are the base's. `stats` holds one mapping for each of [base, *tuned] for the
+    methods in STATISTICS. `report` is filled on the way.
 
     Raises UserError for models that do not match (showing the first differences), a parameter or
     filter that there is not, and, when it is reached, a result that is not finite.
     """
     if not tuned:
         raise UserError("nothing to merge: give at least one fine-tuned upstream")
+    absent: set[str] = set()
     for number, other in enumerate(tuned, 1):
-        require_names(base, other, f"tuned model {number}")
+        absent |= require_names(base, other, f"tuned model {number}")
+    spare = spare_names(base)
     rule, report = rule_for(list(base), method, params, options, stats), report or Report()
     names = set(base)  # to ask a lazy mapping whether it has a name may read the tensor
     gains = (match for name in base if (match := FACTORS.fullmatch(name)))
@@ -96,8 +99,9 @@ def merge_tensors(
         if name in pairs.values():
             continue  # came with its partner
         group = [name, pairs[name]] if name in pairs else [name]
-        read = [_read(base, tuned, member) for member in group]
-        if not rule.moves(name, read[0][0]):
+        others = [] if name in absent else tuned
+        read = [_read(base, others, member, member in spare) for member in group]
+        if len(read[0]) == 1 or not rule.moves(name, read[0][0]):
             merged = [tensors[0] for tensors in read]
             for member, same in zip(group, merged):
                 if same.is_floating_point():
@@ -107,7 +111,8 @@ def merge_tensors(
         else:
             merged = [_merged(name, read[0], rule, report)]
         for member, tensors, result in zip(group, read, merged):
-            _require_finite(member, tensors, result)
+            if member not in spare:
+                _require_finite(member, tensors, result)
             alias = any(result.data_ptr() == tensor.data_ptr() for tensor in tensors)
             yield member, result.clone() if alias else result
 
@@ -122,13 +127,25 @@ def ahead(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]
             yield item
 
 
-def _read(base: Weights, tuned: Sequence[Weights], name: str) -> list[Tensor]:
-    """One tensor of [base, *tuned], float32 if they are of floating point."""
+def _read(base: Weights, tuned: Sequence[Weights], name: str, spare: bool) -> list[Tensor]:
+    """One tensor of [base, *tuned], float32 if they are of floating point.
+
+    spare: no forward needs it, so that the base's alone comes where one has none that fits.
+    """
     tensors = [base[name]]
     for number, other in enumerate(tuned, 1):
         tensors.append(other[name])
+        if spare and not _fit(*tensors[-2:]):
+            tensors = tensors[:1]
+            break
         require_alike(tensors[0], tensors[-1], (base, other), f"tuned model {number}")
     return [t.detach().float() if t.is_floating_point() else t for t in tensors]
+
+
+def _fit(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of one name can be merged."""
+    alike = first.shape == second.shape and first.dtype.is_floating_point
+    return alike and bool(first.isfinite().all() and second.isfinite().all())
 
 
 def _merged(name: str, tensors: Sequence[Tensor], rule: Rule, report: Report) -> Tensor:
@@ -179,5 +196,7 @@ def _require_finite(name: str, tensors: Sequence[Tensor], merged: Tensor) -> Non
         return
     faults = [i for i, tensor in enumerate(tensors) if not tensor.isfinite().all()]
     who = ", ".join(f"tuned model {i}" if i else "the base" for i in faults)
-    blame = f"; {who} holds NaN or infinite values there" if faults else ""
+    blame = ""
+    if faults:
+        blame = f"; {who} holds NaN or infinite values there; take another checkpoint of that run"
     raise UserError(f"the merge of {name} is not finite{blame}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from upstream.checkpoints import foreign
 from upstream.checkpoints import tensor_files as files
-from upstream.checkpoints.tensor_names import Slot, State, slots
+from upstream.checkpoints.tensor_names import MARKERS, Slot, State, fold, gain_of, slots
 from upstream.common import disk
 from upstream.common.errors import UserError
 
@@ -32,7 +34,7 @@ class Container(NamedTuple):
     tensors: State  # under their stored names, in their stored dtype
     slots: dict[str, Slot]  # canonical name -> stored name; other models' names stay their own
     settings: dict[str, Any]  # of the architecture, flat; fairseq's and s3prl's names
-    clue: str  # what else tells the architecture
+    clue: str  # what the file says of its architecture besides; no names of tensors
 
     @property
     def state(self) -> State:
@@ -44,19 +46,24 @@ def open_container(path: str | Path) -> Container:
     """Open a checkpoint file or an HF folder. Runs no code of it.
 
     Files: of s3prl (converted, or the `Upstream` of a run), fairseq, WavLM, DeCoAR 2.0, Lightning
-    (SPIN), torchaudio, transformers, and bare state dicts, as torch's format or as safetensors.
-    Raises UserError for whatever is damaged, dangerous, or holds no weights.
+    (SPIN), torchaudio, transformers, and bare state dicts, as torch's format or as safetensors,
+    also where they lie below other entries (`model_state_dict`) or are wrapped (torch.compile,
+    DataParallel). Raises UserError for whatever is damaged, dangerous, quantised, an adapter, a
+    shard of a training run or of another library, or holds no weights.
     """
     path = Path(path)
     tensors: State = {}
     for file in weight_files(path) if path.is_dir() else [path]:
+        foreign.require_known(file)
         content, _ = files.load(file)
         with files.guarded(file, "its entries are not what their names say"):
             weights, settings, clue = _find(content, file)
             shard = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-        for name, tensor in shard.items():
-            if not isinstance(name, str) or not name.isprintable() or len(name) > 500:
+        for name in shard:
+            if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= 500:
                 raise UserError(f"{file}: {str(name)[:40]!r} is no name of a tensor")
+        foreign.require_plain_weights(shard, file)
+        for name, tensor in shard.items():
             strided = tensor.dtype in files.DTYPES and tensor.layout == torch.strided
             if not strided or tensor.nbytes > tensor.untyped_storage().nbytes():
                 raise UserError(f"{file}: {name} is not a plain tensor that the file holds in full")
@@ -72,18 +79,29 @@ def write(source: str | Path, state: Mapping[str, Tensor], output: str | Path) -
     All else is as in `source`: tensors that `state` lacks (a pre-training head), configuration,
     dictionaries, optimizer, stored names; of a folder also its .json and .txt files. A tensor keeps
     its stored dtype if that holds the new values exactly, and becomes float32 if not. Torch's
-    format before 1.6 becomes today's. Raises UserError for a name or shape that `source` lacks.
+    format before 1.6 becomes today's. All is read back before this returns. Raises UserError for a
+    name or shape that `source` lacks, and for what reads back as something else.
     """
     source, output = Path(source), Path(output)
     changed = _changed(open_container(source), state)
-    if not source.is_dir():
+    if source.is_dir():
+        for file in sorted(source.iterdir()):
+            if file.suffix in (".json", ".txt") and file.is_file():
+                disk.write(output / file.name, disk.read(file))
+        for file in weight_files(source):
+            _write_file(file, changed, output / file.name)
+    else:
         _write_file(source, changed, output)
-        return
-    for file in sorted(source.iterdir()):
-        if file.suffix in (".json", ".txt") and file.is_file():
-            disk.write(output / file.name, disk.read(file))
-    for file in weight_files(source):
-        _write_file(file, changed, output / file.name)
+    _require_written(changed, output)
+
+
+def _require_written(changed: State, output: Path) -> None:
+    """Raises UserError unless the container at `output` holds these tensors."""
+    stored = open_container(output).tensors
+    for name, tensor in changed.items():
+        again = stored.get(name)
+        if again is None or again.dtype != tensor.dtype or not torch.equal(again, tensor):
+            raise UserError(f"{output}: {name} reads back as something else; check the disk")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -101,9 +119,11 @@ def weight_files(folder: Path) -> list[Path]:
                 if "/" in name or not (folder / name).is_file():
                     raise UserError(f"{index}: names {name!r:.80}, which is not there; copy it")
             return [folder / name for name in shards]
+    names = " or ".join(WEIGHT_FILES)
     if shards := sorted(path.name for path in folder.glob("*-of-*")):
         raise UserError(f"{folder}: {shards[0]} is a shard, and there is no index; copy that too")
-    raise UserError(f"{folder}: no {' or '.join(WEIGHT_FILES)} beside a config.json in it")
+    fault = foreign.explain_folder(folder)
+    raise UserError(f"{folder}: {fault or f'no {names} beside a config.json in it'}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -125,7 +145,7 @@ def _find(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str
     """A file's content -> (its dict of weights, flat settings, hints at the architecture)."""
     settings: dict[str, Any] = {}
     weights: Any = content
-    clues: list[Any] = list(content)
+    clues: list[Any] = []
     if "model_weight" in content:  # s3prl-converted
         weights = content["model_weight"]
         settings = {**plain(content.get("task_cfg")), **plain(content.get("model_cfg"))}
@@ -143,10 +163,26 @@ def _find(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str
     if inner := plain(settings.get("w2v_args")):  # fine-tuned with CTC: the encoder's own settings
         settings = {**inner, **plain(inner.get("task")), **plain(inner.get("model"))}
     if not any(isinstance(value, Tensor) for value in plain(weights).values()):
-        listed = ", ".join(repr(name)[:40] for name in list(content)[:6])
-        raise UserError(f"{path}: no weights in it; its entries are {listed}")
+        weights = _inside(content, path)
+    if weights is not content:
+        clues += content
     clues += [settings.get("_name"), settings.get("arch")]
     return weights, settings, " ".join(str(clue) for clue in clues)
+
+
+ENCODER = re.compile("|".join(MARKERS))  # in a tensor's name
+
+
+def _inside(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The one dict of weights that some entry of a file holds. Raises UserError."""
+    places = foreign.encoders_in(content, ENCODER)
+    if len(places) > 1:
+        listed = ", ".join(map(repr, list(places)[:4]))
+        raise UserError(f"{path}: holds several encoders (entries {listed:.200}); save one alone")
+    if not places:
+        listed = ", ".join(repr(name)[:40] for name in list(content)[:6])
+        raise UserError(f"{path}: no weights in it; its entries are {listed}")
+    return next(iter(places.values()))
 
 
 def _changed(container: Container, state: Mapping[str, Tensor]) -> State:
@@ -164,12 +200,21 @@ def _changed(container: Container, state: Mapping[str, Tensor]) -> State:
     changed: State = {}
     for stored, names in parts.items():
         if state.keys() & names:
-            thirds = [state.get(name, slots[name].take(tensors)).detach().cpu() for name in names]
-            whole = thirds[0] if len(thirds) == 1 else torch.cat(thirds)
+            members = [state.get(name, slots[name].take(tensors)).detach().cpu() for name in names]
+            whole = _joined(members, slots[names[0]], tensors[stored])
             cast = whole.to(tensors[stored].dtype)
             exact = cast is whole or torch.equal(cast.to(whole.dtype), whole)
             changed[stored] = cast if exact else whole.float()
     return changed
+
+
+def _joined(tensors: list[Tensor], slot: Slot, stored: Tensor) -> Tensor:
+    """The stored tensor that several canonical ones, the first of which is `slot`, are parts of."""
+    if not slot.factor:
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    gain, direction = tensors
+    same = torch.equal(direction.float(), stored.float()) and torch.equal(gain, gain_of(stored))
+    return stored if same else fold(gain, direction)
 
 
 def _write_file(source: Path, changed: State, output: Path) -> None:

@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from upstream.checkpoints.containers import open_container, read_json
+from upstream.base import SAMPLE_RATE
+from upstream.checkpoints.containers import Container, open_container, read_json
+from upstream.checkpoints.foreign import DEQUANTIZE
 from upstream.checkpoints.tensor_files import guarded
-from upstream.checkpoints.tensor_names import KERNEL, State, layer_normed, without_pretraining
+from upstream.checkpoints.tensor_names import (
+    HEADS,
+    KERNEL,
+    MASK,
+    PRETRAINING,
+    State,
+    layer_normed,
+    prefix_of,
+    unwrapped,
+)
 from upstream.common.errors import UserError
 
 
@@ -30,16 +41,21 @@ class Checkpoint(NamedTuple):
     state: Mapping[str, Tensor]
     normalize: bool  # whether waveforms must have zero mean and unit variance
     source: str
+    guesses: Mapping[str, str] = {}  # option -> why it was taken as it is, where no file says it
 
 
-# Which family a file without transformers' config.json is of: the first clue in its tensor names,
-# in the name of its architecture or of the upstream it was trained as.
-CLUES = [
-    ("wavlm", r"gru_rel_pos_const|\bwavlm"),
-    ("data2vec-audio", r"pos_conv_embed\.layers\.|\bdata2vec"),
-    ("hubert", r"label_embs_concat|dictionaries_symbols|\bhubert"),
-    ("wav2vec2", r"quantizer\.|project_q\.|\bwav2vec|\bxls"),
-]
+# What a file without transformers' config.json may say of its architecture: in the name of its
+# model or of the upstream it was trained as. Then what only one family's tensors are called.
+WORDS = {
+    "wavlm": r"\bwavlm",
+    "data2vec-audio": r"\bdata2vec",
+    "unispeech-sat": r"\bunispeech[-_]?sat",
+    "unispeech": r"\bunispeech(?![-_]?sat)",
+    "hubert": r"dictionaries_symbols|\bhubert",
+    "wav2vec2": r"\bwav2vec|\bxls",
+}
+STRUCTURE = {"wavlm": "gru_rel_pos_const", "data2vec-audio": r"pos_conv_embed\.layers\."}
+TARGETS = {"hubert": "label_embs_concat", "wav2vec2": r"(quantizer|project_q)\."}  # of pre-training
 CNN, LAYER = "feature_extractor.conv_layers.{}.conv.weight", "encoder.layers.{}."
 STACK = "encoder.pos_conv_embed.layers.{}.conv.weight"  # data2vec's positional convolutions
 HF = (".bin", ".safetensors")  # files of transformers, which describes them in config.json
@@ -50,25 +66,87 @@ PUBLISHED = (768, 1024, 1280, 1920)  # widths of Base, Large, XL and XLS-R 2B
 def read(path: str | Path, family: str | None = None) -> Checkpoint:
     """Read an HF folder, or a file of any form that `container.open_container` knows.
 
-    `family` is asked for only where the file does not tell. Raises UserError for a file that is
-    no checkpoint, is damaged, is of another architecture, or would need code to be run.
+    `family` has the last word on which architecture it is. Raises UserError for a file that is
+    no checkpoint, is damaged, is of another architecture or of another sampling rate, or would
+    need code to be run.
     """
     path = Path(path)
     container = open_container(path)
-    state = without_pretraining(container.state)
+    state = _needed(container.state)
     _require_encoder(state, str(path))
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or (path.suffix in HF and (folder / "config.json").is_file()):
-        return _with_config(folder, state)
-    clues = " ".join([container.clue, *container.tensors, *state])
-    family = family or next((name for name, mark in CLUES if re.search(mark, clues)), None)
-    if family is None:
-        raise UserError(f"{path}: does not say which model it is; add :family=hubert or wav2vec2")
+        return _with_config(folder, container, state, family)
+    family, guesses = _family(path, container, family)
+    _require_rate(container.settings.get("sample_rate"), path)
     with guarded(path, "its settings cannot be read; save the encoder as an HF folder instead"):
         config = _config(family, state, container.settings, str(path))
         # fairseq's releases normalise exactly the models whose CNN has layer norms
         normalize = bool(container.settings.get("normalize", layer_normed(state)))
-    return Checkpoint(family, config, state, normalize, str(path))
+    if "normalize" not in container.settings:
+        guesses |= _normalize_guess(normalize)
+    return Checkpoint(family, config, state, normalize, str(path), guesses)
+
+
+def _needed(state: State) -> State:
+    """The encoder's own tensors; an embedding of masked frames only where it is one."""
+    kept = {n: t for n, t in state.items() if not (PRETRAINING.match(n) or HEADS.match(n))}
+    mask = kept.get(MASK)
+    if mask is not None and not (mask.is_floating_point() and mask.isfinite().all()):
+        del kept[MASK]
+    return kept
+
+
+def _family(path: Path, container: Container, asked: str | None) -> tuple[str, dict[str, str]]:
+    """The family of a file without config.json, and how it was guessed if it was.
+
+    What tensors must be there tells first, then what the file says of itself, then the targets of
+    its pre-training. A prefix of its tensors' names (`hubert.`) is no more than what somebody
+    called an attribute. Raises UserError if nothing tells.
+    """
+    if asked is not None:
+        return asked, {}
+    names = " ".join(container.slots)
+    facts = [name for name, mark in STRUCTURE.items() if re.search(mark, names)]
+    if not facts:
+        facts = [] if "label_embs_concat" in names else _families(container.clue)
+    if not facts:
+        facts = [name for name, mark in TARGETS.items() if re.search(mark, names)]
+    if len(facts) == 1:
+        return facts[0], {}
+    bare = [unwrapped(name) for name in container.tensors]
+    prefix = prefix_of(bare, str(path)) or ""
+    outside = " ".join(name for name in bare if not name.startswith(prefix))
+    hints = _families(prefix.replace("_", "-"))
+    hints += [name for name, mark in TARGETS.items() if re.search(mark, outside)]
+    alike = {name for name in hints if name not in STRUCTURE}
+    if not facts and len(alike) == 1:
+        name = alike.pop()
+        return name, {"family": f"{name}, after the names of its tensors ({prefix}...)"}
+    raise UserError(
+        f"{path}: does not say which model it is (HuBERT and wav2vec 2.0 have the same tensors); "
+        f"write {path}:family=hubert or {path}:family=wav2vec2"
+    )
+
+
+def _families(text: str) -> list[str]:
+    """The families that a text names."""
+    return [name for name, mark in WORDS.items() if re.search(mark, text)]
+
+
+def _normalize_guess(normalize: bool) -> dict[str, str]:
+    norm = "layer norms" if normalize else "a group norm"
+    return {"normalize": f"{str(normalize).lower()}, as its CNN has {norm}"}
+
+
+def _require_rate(rate: Any, place: Path) -> None:
+    """Raises UserError for a model of another sampling rate than all audio here has."""
+    if rate is not None and rate != SAMPLE_RATE:
+        raise UserError(
+            f"{place}: the sampling rate of this model is {rate!r:.20} Hz, and upstreams here hear "
+            f"{SAMPLE_RATE}; wrap it in a class of your own that resamples (see CONTRIBUTING), or "
+            f"write {SAMPLE_RATE} there if that is what it was trained on"
+        )
 
 
 def _require_encoder(state: State, source: str) -> None:
@@ -82,15 +160,59 @@ def _require_encoder(state: State, source: str) -> None:
     raise UserError(f"{source}: {fault}")
 
 
-def _with_config(folder: Path, state: State) -> Checkpoint:
+def _with_config(
+    folder: Path, container: Container, state: State, family: str | None
+) -> Checkpoint:
     """A checkpoint whose config.json lies beside it."""
-    config = read_json(folder / "config.json")
-    family = str(config.get("model_type"))
+    place = folder / "config.json"
+    config = read_json(place)
+    if config.get("quantization_config"):
+        fault = "says quantization_config: its weights are codes, not numbers"
+        raise UserError(f"{place}: {fault}; {DEQUANTIZE}; if they are numbers, delete that entry")
+    guesses: dict[str, str] = {}
+    if "model_type" in config:
+        family = family or str(config["model_type"])
+    else:
+        family, guesses = _family(folder, container, family)
     _require_sizes(config, state, family, str(folder))
-    preprocessor = folder / "preprocessor_config.json"
-    asked = read_json(preprocessor).get("do_normalize") if preprocessor.is_file() else None
+    _require_rate(config.get("sampling_rate"), place)
+    asked = None
+    for name, settings in _audio_settings(folder):
+        _require_rate(settings.get("sampling_rate"), folder / name)
+        value = settings.get("do_normalize")
+        if value is not None and value not in (True, False):
+            raise UserError(
+                f"{folder / name}: do_normalize must be true or false, not {value!r:.40}"
+            )
+        asked = value if asked is None else asked
     normalize = layer_normed(state) if asked is None else bool(asked)
-    return Checkpoint(family, config, state, normalize, str(folder))
+    if asked is None:
+        guesses |= _normalize_guess(normalize)
+    return Checkpoint(family, config, state, normalize, str(folder), guesses)
+
+
+# Files that say how audio is prepared, in the order in which transformers believes them: since its
+# version 5 a processor keeps its feature extractor in its own file.
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+OTHER_SENSES = re.compile("image|video|vision|text|token|decoder", re.IGNORECASE)
+
+
+def _audio_settings(folder: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    """(file, settings) of feature extractors beside a model, nested ones included."""
+    for name in PROCESSORS:
+        if not (folder / name).is_file():
+            continue
+        waiting = [read_json(folder / name)]
+        for _ in range(50):  # parts of a processor; a file that has more is none
+            if not waiting:
+                break
+            settings = waiting.pop(0)
+            yield name, settings
+            waiting += [
+                value
+                for key, value in settings.items()
+                if isinstance(value, dict) and not OTHER_SENSES.search(key)
+            ]
 
 
 def _require_sizes(config: dict[str, Any], state: State, family: str, source: str) -> None:
@@ -156,6 +278,8 @@ def _config(
     config: dict[str, Any] = {"conv_stride": strides, "num_attention_heads": heads}
     if family != "data2vec-audio":
         layered = layer_normed(state)
+        if depth == 1 and "extractor_mode" in settings:  # its tensors do not tell
+            layered = settings["extractor_mode"] == "layer_norm"
         config["feat_extract_norm"] = "layer" if layered else "group"
         config["do_stable_layer_norm"] = bool(settings.get("layer_norm_first", layered))
     if family == "wavlm":

@@ -24,6 +24,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from upstream.checkpoints.foreign import explain_pickle
 from upstream.common import disk
 from upstream.common.errors import UserError
 
@@ -183,6 +184,8 @@ def _items(value: Any, sizes: dict[int, int], storages: dict[int, int], path: Pa
 
 
 def _way_out(path: Path, needs: str) -> str:
+    if fault := explain_pickle(needs):
+        return f"{path}: {fault}"
     return (
         f"{path}: would have to run code ({needs[:80]!r}) and is not opened. If you trust it, keep "
         f'its tensors only: python -c "import torch, safetensors.torch as s; c = torch.load('

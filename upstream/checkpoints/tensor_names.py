@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from upstream.common.errors import UserError
@@ -16,13 +17,15 @@ State = dict[str, Tensor]
 # line that fits counts, in either direction. Both norms of the CNN share one name in transformers:
 # that of Base (a GroupNorm in the first layer) and that of Large (a LayerNorm in each).
 KERNEL = "encoder.pos_conv_embed.conv.parametrizations.weight.original"
+FOLDED = "encoder.pos_conv_embed.conv.weight"  # the product of both, as inference libraries save it
+MASK = "masked_spec_embed"
 TABLE = f"""
 feature_extractor.conv_layers.#.0.*    feature_extractor.conv_layers.#.conv.*
 feature_extractor.conv_layers.#.2.1.*  feature_extractor.conv_layers.#.layer_norm.*
 feature_extractor.conv_layers.#.2.*    feature_extractor.conv_layers.#.layer_norm.*
 layer_norm.*                         feature_projection.layer_norm.*
 post_extract_proj.*                  feature_projection.projection.*
-mask_emb                             masked_spec_embed
+mask_emb                             {MASK}
 encoder.pos_conv.0.weight_g          {KERNEL}0
 encoder.pos_conv.0.weight_v          {KERNEL}1
 encoder.pos_conv.0.bias              encoder.pos_conv_embed.conv.bias
@@ -37,6 +40,8 @@ encoder.layers.#.fc2.*                      encoder.layers.#.feed_forward.output
 """
 # Of transformers before torch's parametrizations, and of torchaudio, which nests its modules more.
 OTHERS = f"""
+mask_time_emb_vector                  {MASK}
+encoder.pos_conv.0.weight             {FOLDED}
 encoder.pos_conv_embed.conv.weight_g  {KERNEL}0
 encoder.pos_conv_embed.conv.weight_v  {KERNEL}1
 encoder.transformer.pos_conv_embed.conv.weight_g  {KERNEL}0
@@ -49,7 +54,16 @@ encoder.feature_projection.* feature_projection.*
 # beside `hubert.*`). `aux` is torchaudio's CTC head.
 PRETRAINING = re.compile(
     r"(final_proj|label_embs_concat|quantizer|input_quantizer|project_q|project_hid|project_inp"
-    r"|target_glu|_ema|aux)(\.|$)"
+    r"|target_glu|_ema|aux|label_embeddings_concat|speaker_proj|ctc_proj|layer_norm_for_extract)"
+    r"(\.|$)"
+)
+# Heads of fine-tuning, where they lie beside an encoder that has no prefix of its own.
+HEADS = re.compile(r"(lm_head|classifier|projector|layer_weights|proj)(\.|$)")
+# Segments that wrappers put into the names of what they wrap: torch.compile, checkpointing of
+# activations, FSDP, Lightning Fabric, DataParallel and DeepSpeed.
+WRAPPERS = re.compile(
+    r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_fpw_module"
+    r"|_forward_module|module)\."
 )
 # Where a canonical name lies; first match wins. In a layer, what is neither attention nor
 # feed-forward is one of its two layer norms.
@@ -92,11 +106,24 @@ class Slot(NamedTuple):
 
     name: str
     third: int | None = None  # of a fused [3D, D] or [3D] query, key and value
+    factor: Literal["", "gain", "direction"] = ""  # of a kernel whose weight norm is folded
 
     def take(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensor itself, from those under stored names."""
         tensor = tensors[self.name]
-        return tensor if self.third is None else tensor.chunk(3)[self.third]
+        if self.third is not None:
+            return tensor.chunk(3)[self.third]
+        return gain_of(tensor) if self.factor == "gain" else tensor
+
+
+def gain_of(kernel: Tensor) -> Tensor:
+    """Weight norm's g [1, 1, K] of a kernel [D, C, K]: its norm at each place, float32."""
+    return torch.linalg.vector_norm(kernel.float(), dim=(0, 1), keepdim=True)
+
+
+def fold(gain: Tensor, direction: Tensor) -> Tensor:
+    """The kernel [D, C, K] that weight norm makes of its factors g and v, float32."""
+    return gain.float() * direction.float() / gain_of(direction)
 
 
 # A tensor that every encoder has one of; what precedes it is the prefix of the encoder's names.
@@ -105,37 +132,59 @@ MARKERS = (r"feature_extractor\.conv_layers\.0\.(0|conv)\.weight", r"post_extrac
 
 
 def slots(stored: Iterable[str], source: str) -> dict[str, Slot]:
-    """Canonical names -> where they are among `stored` names; prefixes and what lies outside them
-    removed. Names of models that are no encoders stay. UserError for two of one name or encoder.
+    """Canonical names -> where they are among `stored` names; wrappers, prefixes and what lies
+    outside them removed. Names of models that are no encoders stay. UserError for two of one name
+    or encoder.
     """
-    stored = list(stored)
-    prefix = _prefix(stored, source)
+    names = {name: unwrapped(name) for name in stored}
+    prefix = prefix_of(names.values(), source)
+    if prefix is None:
+        names, prefix = {name: name for name in names}, ""
     places: dict[str, Slot] = {}
-    for name in (name for name in stored if name.startswith(prefix)):
-        for canonical, slot in _slots_of(name, prefix):
-            if canonical in places:
+    for name, bare in names.items():
+        if not bare.startswith(prefix):
+            continue
+        for canonical, slot in _slots_of(name, bare.removeprefix(prefix)):
+            if canonical == MASK in places:  # under two names, of which transformers' own counts
+                slot = slot if bare.endswith(MASK) else places[MASK]
+            elif canonical in places:
                 both = f"{name} and {places[canonical].name}"
                 raise UserError(f"{source}: {both} are both {canonical}")
             places[canonical] = slot
     return places
 
 
-def _prefix(stored: list[str], source: str) -> str:
-    """What the names of the one encoder among `stored` begin with."""
+def unwrapped(name: str) -> str:
+    """A stored name without the segments of wrappers."""
+    return WRAPPERS.sub("", name)
+
+
+def prefix_of(names: Iterable[str], source: str) -> str | None:
+    """What the names of the one encoder among unwrapped `names` begin with; None without one.
+
+    Raises UserError for several encoders.
+    """
+    names = list(names)
     for marker in MARKERS:
-        matches = (re.fullmatch(f"(.*?){marker}", name) for name in stored)
+        matches = (re.fullmatch(f"(.*?){marker}", name) for name in names)
         prefixes = [match[1] for match in matches if match]
         if len(prefixes) > 1:
             listed = ", ".join(prefixes[:3])
             raise UserError(f"{source}: holds {len(prefixes)} encoders ({listed}); keep one")
         if prefixes:
             return prefixes[0]
-    return ""
+    return None
 
 
-def _slots_of(stored: str, prefix: str) -> list[tuple[str, Slot]]:
-    """The canonical tensors in a stored one: three where query, key and value are fused."""
-    canonical = _TO_HF(stored.removeprefix(prefix))
+def _slots_of(stored: str, name: str) -> list[tuple[str, Slot]]:
+    """The canonical tensors in a stored one, whose `name` in the encoder this is.
+
+    They are three where query, key and value are fused, two where weight norm is folded.
+    """
+    canonical = _TO_HF(name)
+    if canonical == FOLDED:
+        factors = (Slot(stored, factor="gain"), Slot(stored, factor="direction"))
+        return [(f"{KERNEL}{number}", slot) for number, slot in enumerate(factors)]
     # torch's MultiheadAttention stacks them, which torchaudio's WavLM uses
     fused = re.fullmatch(r"(encoder\.layers\.\d+\.attention\.)in_proj_(weight|bias)", canonical)
     if not fused:
@@ -148,6 +197,11 @@ def _slots_of(stored: str, prefix: str) -> list[tuple[str, Slot]]:
 def without_pretraining(state: Mapping[str, Tensor]) -> State:
     """The encoder's own tensors."""
     return {name: tensor for name, tensor in state.items() if not PRETRAINING.match(name)}
+
+
+def needless(name: str) -> bool:
+    """Whether no forward depends on a tensor: heads, and the embedding of masked frames."""
+    return name == MASK or bool(PRETRAINING.match(name) or HEADS.match(name))
 
 
 def layer_normed(state: Mapping[str, Tensor]) -> bool:

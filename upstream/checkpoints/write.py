@@ -28,6 +28,8 @@ from upstream.encoder.config import FAMILIES, Config
 if TYPE_CHECKING:
     from upstream.encoder.encoder import Encoder
 
+EPS = 1e-5  # of every layer norm of fairseq
+LEAST_KERNEL = 3  # of data2vec's positional convolutions in fairseq
 CONVERTED = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")  # families that s3prl has a form of
 
 
@@ -54,7 +56,7 @@ def to_folder(
     Other files stay. The same weights give the same bytes. `values`: the tensors one by one, if
     they are only made now and `weights` just says what they are like. Raises UserError.
     """
-    weights, folder = _checkpoint(weights), Path(folder)
+    weights, folder = as_checkpoint(weights), Path(folder)
     if weights.family not in FAMILIES:
         raise UserError(f"{weights.source}: transformers has no {weights.family}")
     disk.make_folder(folder)
@@ -86,7 +88,7 @@ def to_s3prl(weights: Checkpoint | Encoder) -> dict[str, Any]:
     Float32. The tensors of pre-training heads, which s3prl's classes hold but no feature depends
     on, are zero. WavLM's is Microsoft's own form. UserError if s3prl has no such architecture.
     """
-    weights = _checkpoint(weights)
+    weights = as_checkpoint(weights)
     settings, state = _settings(weights), _fairseq_state(weights)
     if weights.family == "wavlm":
         return {"cfg": {**settings, "normalize": weights.normalize}, "model": state}
@@ -102,7 +104,7 @@ def to_fairseq(weights: Checkpoint | Encoder) -> dict[str, Any]:
     The layout is that of `save_state` in fairseq/checkpoint_utils.py. Pre-training heads are zero;
     HuBERT has no clusters (fairseq's WavLM does not exist: the form is Microsoft's own).
     """
-    weights = _checkpoint(weights)
+    weights = as_checkpoint(weights)
     if weights.family == "wavlm":
         return to_s3prl(weights)
     hubert = weights.family == "hubert"
@@ -121,11 +123,44 @@ def to_fairseq(weights: Checkpoint | Encoder) -> dict[str, Any]:
     }
 
 
-def _checkpoint(weights: Checkpoint | Encoder) -> Checkpoint:
+def as_checkpoint(weights: Checkpoint | Encoder) -> Checkpoint:
+    """What a file of these weights would hold."""
     if isinstance(weights, Checkpoint):
         return weights
     config, state = weights.config.to_dict(), weights.model.state_dict()
     return Checkpoint(weights.family, config, state, weights.normalize, weights.source)
+
+
+def held_as(weights: Checkpoint, form: str) -> Checkpoint:
+    """`weights` as a format holds them: where it has no place for them, the same function anew.
+
+    s3prl and fairseq leave the projection out where CNN and model are equally wide. There the last
+    convolution comes twice over, side by side, and the projection takes half of each: layer norms
+    over both halves have the mean and the variance of one.
+    """
+    config = weights.config
+    if form == "hf" or weights.family not in CONVERTED:
+        return weights
+    settings = Config.read(config, FAMILIES[weights.family], weights.source)
+    widths = list(settings.conv_dim)
+    if widths[-1] != settings.hidden_size:
+        return weights
+    last = f"feature_extractor.conv_layers.{len(widths) - 1}."
+    state = dict(weights.state)
+    for name, tensor in weights.state.items():
+        if name.startswith((last, "feature_projection.layer_norm.")):
+            state[name] = torch.cat([tensor, tensor])
+    name = "feature_projection.projection.weight"
+    half = state[name].float() / 2
+    state[name] = torch.cat([half, half], dim=1)
+    config = {**config, "conv_dim": [*widths[:-1], 2 * widths[-1]]}
+    return weights._replace(config=config, state=state)
+
+
+def _layered(weights: Checkpoint) -> bool:
+    """Whether every convolution has a LayerNorm; the config tells where there is one alone."""
+    config = Config.read(weights.config, FAMILIES[weights.family], weights.source)
+    return config.feat_extract_norm == "layer"
 
 
 def _settings(weights: Checkpoint) -> dict[str, Any]:
@@ -135,13 +170,24 @@ def _settings(weights: Checkpoint) -> dict[str, Any]:
     config = Config.read(weights.config, FAMILIES[weights.family], weights.source)
     if config.conv_dim[-1] == config.hidden_size:
         raise UserError(f"{weights.source}: s3prl has no projection for equal CNN and model widths")
+    kernel = config.conv_pos_kernel_size
+    lost = {
+        f"layer_norm_eps {config.layer_norm_eps:g} (its norms take {EPS:g})": (
+            config.layer_norm_eps != EPS
+        ),
+        "feat_proj_layer_norm false (it always has that norm)": not config.feat_proj_layer_norm,
+        f"conv_pos_kernel_size {kernel} (its least is {LEAST_KERNEL})": 0 < kernel < LEAST_KERNEL,
+    }
+    if faults := [fault for fault, lacking in lost.items() if lacking]:
+        fault = "; ".join(faults)
+        raise UserError(f"{weights.source}: s3prl and fairseq cannot hold {fault}; write it as hf")
     depth, kernel = 1, config.num_conv_pos_embeddings
     if weights.family == "data2vec-audio":  # fairseq divides the kernel by the depth
         depth, kernel = kernel, kernel * config.conv_pos_kernel_size
     convolutions = list(zip(config.conv_dim, config.conv_kernel, config.conv_stride))
     settings = {
         "_name": weights.family.replace("-", "_"),
-        "extractor_mode": "layer_norm" if layer_normed(weights.state) else "default",
+        "extractor_mode": "layer_norm" if _layered(weights) else "default",
         "conv_feature_layers": str(convolutions),
         "conv_bias": config.conv_bias,
         "encoder_layers": config.num_hidden_layers,
@@ -166,7 +212,7 @@ def _settings(weights: Checkpoint) -> dict[str, Any]:
 
 def _fairseq_state(weights: Checkpoint) -> dict[str, Any]:
     """The tensors under fairseq's names, with zeros for what its classes hold besides."""
-    layered = layer_normed(weights.state)
+    layered = _layered(weights)
     state: dict[str, Any] = {
         fairseq_name(name, layered): _own(tensor) for name, tensor in weights.state.items()
     }

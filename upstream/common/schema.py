@@ -16,7 +16,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -205,6 +205,17 @@ def override(data: dict[str, Any], values: Mapping[str, Any], where: str) -> dic
                 raise UserError(f"{where}: --set {dotted}: {key!r} is not a mapping")
         place[last] = value
     return data
+
+
+def overrides(items: Sequence[str]) -> dict[str, Any]:
+    """`["train.steps=500"]` as a mapping with YAML values. Raises UserError."""
+    values = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {item}: must be KEY=VALUE, for example train.steps=500")
+        values[key] = read_value(value, f"--set {item}")
+    return values
 
 
 def read_value(text: str, where: str) -> Any:

@@ -31,6 +31,8 @@ POST_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": False}
 FAMILIES.add("hubert", Family("HubertModel", True, NORM), "HuBERT")
 FAMILIES.add("wavlm", Family("WavLMModel", True, BUCKETS), "WavLM")
 FAMILIES.add("wav2vec2", Family("Wav2Vec2Model"), "wav2vec 2.0")
+FAMILIES.add("unispeech", Family("UniSpeechModel"), "UniSpeech: wav2vec 2.0's modules")
+FAMILIES.add("unispeech-sat", Family("UniSpeechSatModel"), "UniSpeech-SAT: the same")
 FAMILIES.add("data2vec-audio", Family("Data2VecAudioModel", False, STACK, POST_NORM), "data2vec")
 
 # Fields that only some families read.

@@ -26,6 +26,7 @@ from upstream.checkpoints.read import Checkpoint, compare, read
 from upstream.checkpoints.tensor_files import guarded
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
+from upstream.common.notice import notice
 from upstream.encoder.config import FAMILIES, Config, Padding, Precision
 from upstream.encoder.transformer import Model
 
@@ -60,7 +61,8 @@ class Encoder(Upstream):
     ) -> None:
         """Raises UserError for a family, config or set of tensors that does not fit."""
         super().__init__()
-        self.family, settings, _, self.normalize, self.source = weights
+        self.family, settings, self.source = weights.family, weights.config, weights.source
+        self.normalize = weights.normalize
         self.padding, self.precision = padding, precision
         self.options = {"padding": padding, "precision": precision, "normalize": self.normalize}
         if self.family not in list(FAMILIES):  # a file may not name code to run
@@ -199,15 +201,28 @@ def load(
     padding: Padding = "exact",
     precision: Precision = "float32",
     family: str | None = None,
+    name: str | None = None,
 ) -> Encoder:
     """An encoder from a checkpoint file or an HF folder; `normalize` overrides what it asks for.
 
-    Beside weights that were built here lie what they have heard, and their fingerprint. UserError.
+    What no file says and had to be guessed is said on stderr, with the option that settles it;
+    `name`: what to call the upstream there. Beside weights that were built here lie what they have
+    heard, and their fingerprint. Raises UserError for what `read` or Encoder refuses.
     """
     path = Path(path)
     weights = read(path, family)
     if normalize is not None:
         weights = weights._replace(normalize=normalize)
+    settled = {"normalize": normalize, "family": family}
+    for option, reason in weights.guesses.items():
+        if settled[option] is None:
+            other = str(not weights.normalize).lower()
+            if option == "family":
+                other = "wav2vec2" if weights.family == "hubert" else "hubert"
+            notice(
+                f"{name or path}: no file says its {option}; took {reason} "
+                f"(write {name or path}:{option}={other} if that is wrong)"
+            )
     encoder = Encoder(weights, padding, precision)
     encoder.recorded = _recorded(path)
     heard = (path if path.is_dir() else path.parent) / HEARD
