@@ -2,10 +2,10 @@
 
     python docs/score_own_encoder.py FOLDER      # own_encoder, if no folder is given
 
-It writes a corpus of tones (twelve speakers, three pitches) and a suite of one task into FOLDER, and
-scores the class below on it with `benchmark.py`'s own command. Results are in FOLDER/results. The
-bands are coarser than the filter bank's, and the tones are close together: expect it to be worse.
-To score yours on real data, put the class into a file and name that: `--upstream FILE.py:CLASS`.
+It writes a corpus of tones (twelve speakers, three pitches) and a suite of one task into FOLDER,
+and scores the class below on it with `benchmark.py`'s own command; results are in FOLDER/results.
+The bands are coarser than the filter bank's, and the tones are close together: expect it to be
+worse. To score yours on real data, put the class into a file: `--upstream FILE.py:CLASS`.
 """
 
 from __future__ import annotations

@@ -277,6 +277,18 @@ def test_tables_of_names_are_complete() -> None:
     assert missing("index.md", parser["options.extras_require"]) == set()
 
 
+# --- numbers
+
+
+def test_intervals_in_the_text_are_those_of_the_table() -> None:
+    """A difference has one ±: what docs/finetuning.md says is a rounded cell of the table."""
+    pair = r"\(([+-]\d+\.\d+) ±(\d+\.\d+)"
+    table = re.findall(pair, (ROOT / "results" / "strategies.md").read_text())
+    rounded = {(f"{float(a):+.1f}", f"{float(b):.1f}") for a, b in table if len(a) > 4}
+    quoted = re.findall(pair, (DOCS / "finetuning.md").read_text())
+    assert len(quoted) == 5 and set(quoted) <= rounded
+
+
 # --- examples
 
 
