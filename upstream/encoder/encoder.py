@@ -62,6 +62,7 @@ class Encoder(Upstream):
         super().__init__()
         self.family, settings, _, self.normalize, self.source = weights
         self.padding, self.precision = padding, precision
+        self.padding_matters = padding == "s3prl"
         self.options = {"padding": padding, "precision": precision, "normalize": self.normalize}
         if self.family not in list(FAMILIES):  # a file may not name code to run
             hint = near_miss(self.family, FAMILIES)
