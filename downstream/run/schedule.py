@@ -38,7 +38,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How cells are computed; nothing here changes a score."""
+    """How cells are computed; on a CPU nothing here changes a byte of a prediction."""
 
     results: Path
     workers: int
@@ -146,6 +146,11 @@ def survey(
                 jobs += [CellJob(request, identity, file, seed, seen, name) for seed in missing]
                 unfinished.append(task)
         needs = needed(upstream, identity.fingerprint, unfinished, options)
+        if upstream.padding_matters and None in needs.kinds.values():
+            print(
+                f"{request.name}: its frames follow from what they are padded with, and so from "
+                "their batch: computed anew they give other scores than kept (--features cache)"
+            )
         for task, file in zip(tasks, files):
             if needs.kinds.get(task.revision, task.kind) != task.kind:
                 sharing[request.name, file] = task.sharing

@@ -74,9 +74,9 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "user":
         (tmp_path / "frames.py").write_text(USER_CLASS)
         return f"{tmp_path / 'frames.py'}:Frames"
-    return (
-        request.param if request.param == "fbank" else str(tiny.hf_folder(tmp_path, request.param))
-    )
+    if request.param == "fbank":
+        return "fbank"
+    return str(tiny.hf_folder(tmp_path, request.param))
 
 
 def run(spec: str, suite: Path, how: RunOptions, names: str = "letters words") -> None:

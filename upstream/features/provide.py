@@ -118,9 +118,7 @@ class Recomputed(Source):
         if self._kept(indices):
             return self.kept.batch([self.there[i] for i in indices])
         arrays, lens = self.rounded(indices, items)
-        x = decode(arrays)[
-            :, :, : int(lens.max())
-        ]  # as of kept ones, of which nothing else is left
+        x = decode(arrays)[:, :, : int(lens.max())]  # of kept ones there is no more
         return x.masked_fill(~valid(lens, x.shape[2])[None, :, :, None], 0), lens
 
     def rounded(self, indices: Indices, items: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
