@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: no traceback
+
 import argparse
 import importlib
 import math
@@ -16,7 +21,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from upstream.checkpoints import FORMATS
-from upstream.common.errors import near_miss, one_line
+from upstream.common.errors import bounded, near_miss, one_line
+from upstream.common.output import unbroken
 from upstream.common.stop import stoppable
 
 EXAMPLES = """\
@@ -67,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         if choice:
             known = [name.strip("' ") for name in choice[3].split(",")]
             message = f"unknown {choice[1]} {choice[2]!r}{near_miss(choice[2], known)}"
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {bounded(message)} (see {self.prog} --help)\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -218,9 +224,11 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv = ["run", *argv]
     args = parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):  # any name, on any terminal
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    with unbroken():
+        return _call(args)
+
+
+def _call(args: argparse.Namespace) -> int:
     try:
         room = "downstream" if args.command in REPORTS else "merging"
         call = getattr(importlib.import_module(f"{room}.commands"), args.command)
@@ -228,9 +236,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return STOPPED
-    except BrokenPipeError:  # `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if args.debug:
             traceback.print_exc()

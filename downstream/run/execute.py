@@ -157,7 +157,10 @@ def make(job: Pass, options: RunOptions) -> Line:
             return None
         with beating(options.store.root / RUNNING, job.name):
             upstream = _upstream(job.request, options.device)
-            extract(upstream, job.clips, job.kinds, options.store, name=name, batch_seconds=seconds)
+            extract(
+                upstream, job.clips, job.kinds, options.store,
+                name=name, batch_seconds=seconds, what=job.name,
+            )  # fmt: skip
             return precision.told(upstream, job.clips, options.store, name)
 
 

@@ -260,8 +260,12 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
     counts = Counter(itertools.chain(*unknown.values()))
     most = ", ".join(f"{symbol} ({count})" for symbol, count in counts.most_common(8))
     advice = "; `tokens: train` takes them from the training targets"
+    symbols, targets = (
+        f"{n} {word}{'s' * (n != 1)}"
+        for n, word in ((counts.total(), "symbol"), (len(unknown), "target"))
+    )
     warning = (
-        f"{sum(counts.values())} symbols of {len(unknown)} targets are outside the vocabulary "
+        f"{symbols} of {targets} {'is' if counts.total() == 1 else 'are'} outside the vocabulary "
         f"and cannot be recognised: {most}{advice * (prepared.recipe.tokens == 'superb')}"
     )
     return [warning] * bool(unknown)

@@ -59,12 +59,13 @@ class Pass(NamedTuple):
     request: Request
     clips: list[Clip]
     kinds: list[Kind]  # what is kept of them
+    part: str = ""  # "2 of 5", where an upstream has several passes
     task: str = ""  # it is of none
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.request.name}: features"
+        return f"{self.request.name}: features{self.part and f', part {self.part}'}"
 
 
 class CellJob(NamedTuple):
@@ -245,11 +246,14 @@ def _passes(request: Request, missing: dict[Kind, dict[str, Clip]]) -> list[Pass
     groups: dict[tuple[Kind, ...], list[Clip]] = defaultdict(list)
     for key, clip in {k: clip for clips in missing.values() for k, clip in clips.items()}.items():
         groups[tuple(kind for kind in missing if key in missing[kind])].append(clip)
-    return [
+    passes = [
         Pass(request, shard, list(kinds))
         for kinds, clips in groups.items()
         for shard in shards(clips)
     ]
+    if len(passes) == 1:
+        return passes
+    return [job._replace(part=f"{n} of {len(passes)}") for n, job in enumerate(passes, 1)]
 
 
 def _joined(

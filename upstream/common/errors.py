@@ -7,6 +7,9 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+LONGEST = 2_000  # characters of a line
+MOST = 40  # names that are listed
+
 
 class UserError(ValueError):
     """What is wrong, where, and how to mend it, in one line; `benchmark.py` exits with 2."""
@@ -18,12 +21,20 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; there is: {', '.join(known)}" if known else ""
+    more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
+    return f"; there is: {', '.join(known[:MOST])}{more}" if known else ""
+
+
+def bounded(text: str) -> str:
+    """Text on one line; of a very long one the begin and the end."""
+    line = " ".join(text.split())
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
 
 
 def one_line(error: BaseException, more: str) -> str:
     """One line; of an error that nobody foresaw also where it arose, and `more` to report."""
-    text = " ".join(str(error).split())
+    text = bounded(str(error))
     if isinstance(error, UserError):
         return text
     place = traceback.extract_tb(error.__traceback__)[-1]
