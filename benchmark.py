@@ -10,6 +10,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import importlib
+import itertools
 import math
 import os
 import re
@@ -18,7 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from upstream.checkpoints import FORMATS
 from upstream.common.errors import bounded, near_miss, one_line
@@ -64,6 +65,16 @@ LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods", "publish
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line with the near match."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse tells what is missing before what is misspelt: here an unknown flag is first."""
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        words = args if args and self._subparsers is None else ()  # else a command's parser knows
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and not any(name.startswith(flag) for name in known):
+                self.error(f"unknown option {flag}{near_miss(flag, known)}")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print the line and exit with 2."""

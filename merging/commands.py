@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from downstream.commands import settings, tasks, writable
+from downstream.commands import recipes, settings, tasks, writable
 from upstream.common.errors import UserError, near_miss
 
 if TYPE_CHECKING:
@@ -34,10 +34,12 @@ def run(args: argparse.Namespace) -> None:
     from downstream.report.groups import name
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
-    from merging.requests import costs, requests
+    from merging.requests import costs, requests, require_names
 
-    how, suite = settings(args), suite_folder(args.suite)
-    numbers = published.chosen(args.published)
+    suite, numbers = suite_folder(args.suite), published.chosen(args.published)
+    recipes(args)
+    require_names(args.upstream, suite, args.results, args.reference)
+    how = settings(args)
     if args.from_scratch:
         from merging.pretraining.pretrain import from_scratch
 
@@ -82,9 +84,12 @@ def plan(args: argparse.Namespace) -> None:
     """What a run would keep, compute and cost; builds nothing: plan --upstream merged"""
     from downstream.recipe import suite_folder
     from downstream.run.estimate import describe
-    from merging.requests import requests, unbuilt
+    from merging.requests import requests, require_names, unbuilt
 
-    how, suite = settings(args), suite_folder(args.suite)
+    suite = suite_folder(args.suite)
+    recipes(args)
+    require_names(args.upstream, suite, args.results, args.reference)
+    how = settings(args)
     upstreams, _ = requests(args.upstream, suite, args.results)
     waiting = {each.name: needs for each in upstreams if (needs := unbuilt(each))}
     print(describe(upstreams, waiting, tasks(args), args.seeds, how))
@@ -92,17 +97,15 @@ def plan(args: argparse.Namespace) -> None:
 
 def similarity(args: argparse.Namespace) -> None:
     """Hidden states and weights against the first upstream's: similarity hubert_demo merged"""
-    import merging  # noqa: F401 - registers what is built here
-    from upstream.resolve import require
-
     specs = [args.reference, *args.others]
-    for spec in specs:
-        require(spec)
     from downstream.recipe import suite_folder
     from merging import similarity
-    from merging.requests import requests
+    from merging.requests import requests, require_names
 
-    how, suite = settings(args), suite_folder(args.suite)
+    suite = suite_folder(args.suite)
+    recipes(args)
+    require_names(",".join(specs), suite, args.results)
+    how = settings(args)
     with contextlib.redirect_stdout(sys.stderr):  # what is built on the way is no JSON
         audio = similarity.draw(tasks(args), args.utterances, args.seed)
         (first, *others), _ = requests(",".join(specs), suite, args.results, how)
@@ -185,10 +188,6 @@ def check(args: argparse.Namespace) -> int:
 
 def predict(args: argparse.Namespace) -> None:
     """What trained heads say of other audio: predict --upstream X --downstream asr my.wav"""
-    from upstream.audio import load  # a file that cannot be read is told before all else
-
-    for path in args.files:
-        load(path)
     from downstream.recipe import suite_folder
     from downstream.report.groups import results_of
     from downstream.report.results import load_results
@@ -206,6 +205,10 @@ def predict(args: argparse.Namespace) -> None:
         )
     newest = max(cells, key=lambda r: r.score.created).cell.revision
     cells = [r for r in cells if r.cell.revision == newest]
+    from upstream.audio import load  # a file that cannot be read is told before the rest
+
+    for path in args.files:
+        load(path)
     upstream = named(args).load().eval()
     if upstream.fingerprint() != cells[0].cell.fingerprint:
         raise UserError(
