@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: no traceback
+
 import argparse
 import importlib
 import importlib.util
+import itertools
 import math
 import os
 import re
@@ -14,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def require_own_packages() -> None:
@@ -36,12 +42,12 @@ def require_own_packages() -> None:
 
 
 require_own_packages()  # before any of them is imported
-# ruff: noqa: E402
 
 from upstream.checkpoints import FORMATS
 from upstream.common import shipped
 from upstream.common.disk import guard
-from upstream.common.errors import near_miss, one_line
+from upstream.common.errors import bounded, near_miss, one_line
+from upstream.common.output import unbroken
 from upstream.common.stop import stoppable
 from upstream.common.text import escaped_output
 
@@ -86,6 +92,16 @@ LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods", "publish
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line with the near match."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse tells what is missing before what is misspelt: here an unknown flag is first."""
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        words = args if args and self._subparsers is None else ()  # else a command's parser knows
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and not any(name.startswith(flag) for name in known):
+                self.error(f"unknown option {flag}{near_miss(flag, known)}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the line and exit with 2."""
         choice = re.fullmatch(
@@ -94,7 +110,7 @@ class Parser(argparse.ArgumentParser):
         if choice:
             known = [name.strip("' ") for name in choice[3].split(",")]
             message = f"unknown {choice[1]} {choice[2]!r}{near_miss(choice[2], known)}"
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {bounded(message)} (see {self.prog} --help)\n")
 
 
 def door() -> str:
@@ -259,10 +275,12 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv = ["run", *argv]
     args = parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):  # any name, on any terminal
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     guard(args.results)
+    with unbroken():
+        return _call(args)
+
+
+def _call(args: argparse.Namespace) -> int:
     try:
         if args.command == "check" and not (args.upstream or args.recipe):
             args.command = "doctor"
@@ -274,9 +292,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return STOPPED
-    except BrokenPipeError:  # `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if args.debug:
             traceback.print_exc()

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from downstream.commands import settings, tasks, writable
+from downstream.commands import recipes, settings, tasks, writable
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 
@@ -37,10 +37,12 @@ def run(args: argparse.Namespace) -> None:
     from downstream.report.groups import name
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
-    from merging.requests import costs, requests
+    from merging.requests import costs, requests, require_names
 
-    how, suite = settings(args), suite_folder(args.suite)
-    numbers = published.chosen(args.published)
+    suite, numbers = suite_folder(args.suite), published.chosen(args.published)
+    recipes(args)
+    require_names(args.upstream, suite, args.results, args.reference)
+    how = settings(args)
     if args.from_scratch:
         from merging.pretraining.pretrain import from_scratch
 
@@ -88,9 +90,12 @@ def plan(args: argparse.Namespace) -> None:
     """What a run would keep, compute and cost; builds nothing: plan --upstream merged"""
     from downstream.recipe import suite_folder
     from downstream.run.estimate import describe
-    from merging.requests import requests, unbuilt
+    from merging.requests import requests, require_names, unbuilt
 
-    how, suite = settings(args), suite_folder(args.suite)
+    suite = suite_folder(args.suite)
+    recipes(args)
+    require_names(args.upstream, suite, args.results, args.reference)
+    how = settings(args)
     upstreams, _ = requests(args.upstream, suite, args.results)
     waiting = {each.name: needs for each in upstreams if (needs := unbuilt(each))}
     print(describe(upstreams, waiting, tasks(args), args.seeds, how))
@@ -98,19 +103,15 @@ def plan(args: argparse.Namespace) -> None:
 
 def similarity(args: argparse.Namespace) -> None:
     """Hidden states and weights against the first upstream's: similarity hubert_demo merged"""
-    import merging  # noqa: F401 - registers what is built here
-    from merging.built import is_built
-    from upstream.resolve import require
-
     specs = [args.reference, *args.others]
-    for spec in specs:
-        if not is_built(spec):
-            require(spec)
     from downstream.recipe import suite_folder
     from merging import similarity
-    from merging.requests import requests
+    from merging.requests import requests, require_names
 
-    how, suite = settings(args), suite_folder(args.suite)
+    suite = suite_folder(args.suite)
+    recipes(args)
+    require_names(",".join(specs), suite, args.results, held=True)
+    how = settings(args)
     with contextlib.redirect_stdout(sys.stderr):  # what is built on the way is no JSON
         audio = similarity.draw(tasks(args), args.utterances, args.seed)
         (first, *others), _ = requests(",".join(specs), suite, args.results, how, held=True)

@@ -122,8 +122,12 @@ def paired(a: Sequence[Summary], b: Sequence[Summary], metric: str) -> Interval:
         raise UserError("the two were tested on different utterances, references or speakers")
     if len(a) != len(b):
         raise UserError(f"{len(a)} head seeds against {len(b)}")
-    x, y = stacked(a, metric), stacked(b, metric)
-    return interval(Sample(x.whole - y.whole, x.without - y.without))
+    return minus(stacked(a, metric), stacked(b, metric))
+
+
+def minus(a: Sample, b: Sample) -> Interval:
+    """The same of heads side by side."""
+    return interval(Sample(a.whole - b.whole, a.without - b.without))
 
 
 def stacked(summaries: Sequence[Summary], metric: str) -> Sample:

@@ -270,9 +270,11 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
     counts = Counter(itertools.chain(*unknown.values()))
     most = ", ".join(f"{symbol} ({count})" for symbol, count in counts.most_common(8))
     advice = "; `tokens: train` takes them from the training targets"
+    are = "symbol of {} is" if counts.total() == 1 else "symbols of {} are"
+    targets = f"{len(unknown)} target{'s' * (len(unknown) != 1)}"
     warning = (
-        f"{sum(counts.values())} symbols of {len(unknown)} targets are outside the vocabulary "
-        f"and cannot be recognised: {most}{advice * (prepared.recipe.tokens == 'superb')}"
+        f"{counts.total()} {are.format(targets)} outside the vocabulary and cannot be recognised: "
+        f"{most}{advice * (prepared.recipe.tokens == 'superb')}"
     )
     return [warning] * bool(unknown)
 

@@ -64,6 +64,7 @@ class Encoder(Upstream):
         self.family, settings, self.source = weights.family, weights.config, weights.source
         self.normalize = weights.normalize
         self.padding, self.precision = padding, precision
+        self.padding_matters = padding == "s3prl"
         self.options = {"padding": padding, "precision": precision, "normalize": self.normalize}
         if self.family not in list(FAMILIES):  # a file may not name code to run
             hint = near_miss(self.family, FAMILIES)
