@@ -15,6 +15,7 @@ from downstream.corpora.common import read_text
 from upstream.common.errors import UserError, near_miss
 
 MANY = 100  # columns; more are not listed
+MISSING = frozenset(("nan", "NaN", "<NA>", "NaT"))  # how pandas writes a missing value
 
 
 class Row(NamedTuple):
@@ -40,6 +41,11 @@ def read(source: Path) -> tuple[list[str], list[Row]]:
     # a JSON object may leave a column out: the same as an empty cell
     blank = dict.fromkeys(columns, "")
     return columns, [Row(str(source), line, blank | cells) for line, cells in rows.items()]
+
+
+def text_of(value: Any) -> str:
+    """A plain value as a cell: "" for None and NaN."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def require(name: str, columns: list[str], source: object) -> None:
@@ -92,7 +98,7 @@ def _jsonl(source: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
             if isinstance(value, (dict, list)):
                 fault = f"{name!r} holds a {type(value).__name__}, not text"
                 raise UserError(f"{source}:{line}: {fault}")
-        yield line, {k: "" if v is None else str(v).strip() for k, v in cells.items()}
+        yield line, {name: text_of(value) for name, value in cells.items()}
 
 
 FORMATS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, str]]]]] = {

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from downstream.base import Example
 from downstream.corpora.common import absent
 from downstream.corpora.slots import marked
-from downstream.corpora.tables import Row, require
+from downstream.corpora.tables import MISSING, Row, require
 from downstream.tasks.ic import SEPARATOR
 from upstream.common.errors import UserError, near_miss
 
@@ -31,6 +31,7 @@ class Columns:
     split: str | None = None
     start: str | None = None
     end: str | None = None
+    channel: str | None = None  # counted from 0
     group: str | None = None
     tags: str | None = None
     labelled: bool = True  # every target cell must be filled
@@ -55,7 +56,7 @@ def utterances(
     source: object, columns: list[str], rows: Sequence[Row], use: Columns, folder: Path
 ) -> list[Utterance]:
     """One utterance per row; paths are relative to `folder`. Raises UserError, with its line."""
-    for name in (*use.filled, *use.target, use.start, use.end):
+    for name in (*use.filled, *use.target, use.start, use.end, use.channel):
         if name is not None:
             require(name, columns, source)
     listed: list[Utterance] = []
@@ -65,11 +66,18 @@ def utterances(
         for name in use.filled:
             if not cells[name]:
                 raise UserError(f"{where}: {name!r} is empty; fill it in or drop the row")
+            if cells[name] in MISSING:
+                fault = f"{name!r} is {cells[name]!r}, which pandas writes for nothing"
+                raise UserError(
+                    f"{where}: {fault}; fill it in or drop the row (or write NAN if it is a word)"
+                )
         first, last = (_time(row, name) if name else None for name in (use.start, use.end))
         if last is not None and last <= (first or 0.0):
             raise UserError(f"{where}: the part ends at {last:g} s, before it begins")
+        channel = _channel(cells[use.channel], f"{where}: {use.channel!r}") if use.channel else None
         path = cells[use.path]
-        name = cells[use.id] if use.id else os.path.splitext(path)[0] + _part(first, last)
+        part = _part(first, last) + ("" if channel is None else f"@{channel}")
+        name = cells[use.id] if use.id else os.path.splitext(path)[0] + part
         if name in ids:
             before = ids[name]
             place = f"on line {before.line}" if before.source == row.source else before.where
@@ -85,6 +93,7 @@ def utterances(
             speaker=cells[use.speaker] if use.speaker else name,
             split=split_name(cells[use.split], where) if use.split else "",
             group=cells[use.group] if use.group else "",
+            channel=channel,
         )
         listed.append(Utterance(example, where, path))
     if len({example.split.startswith("fold") for example, _, _ in listed}) == 2:
@@ -162,6 +171,15 @@ def _part(first: float | None, last: float | None) -> str:
     if first is None and last is None:
         return ""
     return f":{first or 0.0}-{'end' if last is None else last}"
+
+
+def _channel(value: str, where: str) -> int | None:
+    """An empty cell means the average of all."""
+    if not value:
+        return None
+    if not re.fullmatch(r"[0-9]{1,4}(\.0)?", value):
+        raise UserError(f"{where} is {value!r}, not the number of a channel, counted from 0")
+    return int(value.partition(".")[0])
 
 
 def _time(row: Row, name: str) -> float | None:
