@@ -17,6 +17,7 @@ from downstream.corpora.tables import MISSING, Row, require
 from downstream.tasks.ic import SEPARATOR
 from upstream.common.errors import UserError, near_miss
 
+LONG_PATH = 300  # characters; of a longer path the beginning is shown
 SPLIT_NAMES = {"train": "train", "test": "test", "dev": "dev", "valid": "dev", "validation": "dev"}
 
 
@@ -128,6 +129,8 @@ def require_audio(listed: Sequence[Utterance], hint: str) -> None:
     if gone:
         example, where, _ = listed[gone[0]]
         path = example.path if example.path.isprintable() else repr(example.path)
+        if len(path) > LONG_PATH:
+            path = f"{path[:LONG_PATH]}... ({len(path)} characters)"
         raise UserError(
             f"{where}: no audio file {path} ({len(gone)} of {len(listed)} are missing); {hint}"
         )
