@@ -170,7 +170,9 @@ def parser() -> argparse.ArgumentParser:
     flag("--suite", default="demo", help="the suite of the task (default: demo)")
     either = commands["check"].add_mutually_exclusive_group(required=True)
     either.add_argument("--upstream")
-    either.add_argument("--recipe", type=Path)
+    either.add_argument("--recipe", type=Path, help="of a task: prints what its corpus is, split "
+                        "by split; `list corpora --help` tells a manifest's columns")  # fmt: skip
+    commands["check"].add_argument("--format", default="text", choices=("text", "json"))
     flag = commands["finetune"].add_argument
     flag("recipe", type=Path)
     flag("--set", action="append", default=[], metavar="KEY=VALUE",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -169,17 +170,19 @@ def check(args: argparse.Namespace) -> int:
     """The promises of an upstream, or a recipe: check --upstream mine.py:Mine"""
     if args.recipe:
         from downstream import recipe
-        from downstream.run.prepare import prepare
+        from downstream.run.data_sheet import data_sheet
 
-        prepared = prepare(recipe.load(args.recipe), args.results)
-        for fold, split in prepared.splits.items():
-            print(fold or "corpus", {part: len(indices) for part, indices in split.items()})
+        sheet = data_sheet(recipe.load(args.recipe), args.results)
+        print(sheet.as_json() if args.format == "json" else sheet.as_text())
         return 0
     from upstream.check import check as promises
 
     rows = promises(named(args).load())
-    for row in rows:
-        print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
+    if args.format == "json":
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+    else:
+        for row in rows:
+            print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
     return 0 if all(row.kept for row in rows) else 1
 
 
