@@ -62,9 +62,11 @@ def utterances(
             require(name, columns, source)
     listed: list[Utterance] = []
     ids: dict[str, Row] = {}
+    splits: dict[str, str] = {}  # as cells say it -> its own name
+    filled = use.filled
     for row in rows:
         cells, where = row.cells, row.where
-        for name in use.filled:
+        for name in filled:
             if not cells[name]:
                 raise UserError(f"{where}: {name!r} is empty; fill it in or drop the row")
             if cells[name] in MISSING:
@@ -72,13 +74,17 @@ def utterances(
                 raise UserError(
                     f"{where}: {fault}; fill it in or drop the row (or write NAN if it is a word)"
                 )
-        first, last = (_time(row, name) if name else None for name in (use.start, use.end))
+        first = _time(row, use.start) if use.start else None
+        last = _time(row, use.end) if use.end else None
         if last is not None and last <= (first or 0.0):
             raise UserError(f"{where}: the part ends at {last:g} s, before it begins")
         channel = _channel(cells[use.channel], f"{where}: {use.channel!r}") if use.channel else None
         path = cells[use.path]
-        part = _part(first, last) + ("" if channel is None else f"@{channel}")
-        name = cells[use.id] if use.id else os.path.splitext(path)[0] + part
+        if use.id:
+            name = cells[use.id]
+        else:
+            part = _part(first, last) + ("" if channel is None else f"@{channel}")
+            name = os.path.splitext(path)[0] + part
         if name in ids:
             before = ids[name]
             place = f"on line {before.line}" if before.source == row.source else before.where
@@ -87,12 +93,12 @@ def utterances(
         ids[name] = row
         example = Example(
             id=name,
-            path=str(folder / path),
+            path=_joined(folder, path),
             start=first,
             end=last,
             target=_target(row, use),
             speaker=cells[use.speaker] if use.speaker else name,
-            split=split_name(cells[use.split], where) if use.split else "",
+            split=_split(cells[use.split], where, splits) if use.split else "",
             group=cells[use.group] if use.group else "",
             channel=channel,
         )
@@ -100,6 +106,12 @@ def utterances(
     if len({example.split.startswith("fold") for example, _, _ in listed}) == 2:
         raise UserError(f"{source}: the splits are partly folds and partly train, dev and test")
     return listed
+
+
+def _joined(folder: Path, path: str) -> str:
+    """`folder / path`, of whose kind a large table has many."""
+    plain = path[0] != "/" and path[-1] not in "/." and "./" not in path and "//" not in path
+    return f"{folder}/{path}" if plain and folder.parts else str(folder / path)
 
 
 def of_splits(listed: Mapping[str, Sequence[Utterance]]) -> list[Utterance]:
@@ -134,6 +146,13 @@ def require_audio(listed: Sequence[Utterance], hint: str) -> None:
         raise UserError(
             f"{where}: no audio file {path} ({len(gone)} of {len(listed)} are missing); {hint}"
         )
+
+
+def _split(value: str, where: str, before: dict[str, str]) -> str:
+    """`split_name`, looked up in what was asked before."""
+    if value not in before:
+        before[value] = split_name(value, where)
+    return before[value]
 
 
 def split_name(value: str, where: str) -> str:

@@ -120,7 +120,8 @@ def _split(
     measured = [levels[clip.key] for clip in clips if clip.key in levels]
     single = prepared.recipe.kind_of_task().features == "mean"
     labels = prepared.labels(fold)
-    unknown = Counter(symbol for item in items for symbol in labels.unknown(item.target))
+    foreign = () if labels.refusal else items  # where it is refused there are none
+    unknown = Counter(symbol for item in foreign for symbol in labels.unknown(item.target))
     return SplitSheet(
         utterances=len(items),
         hours=round(sum(clip.seconds for clip in clips) / 3600, 4),

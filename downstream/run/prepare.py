@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import itertools
 import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +140,23 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     train and test share, and what else `data_checks` finds. Raises UserError for a corpus that
     cannot be used.
     """
+    with _without_collection():
+        return _prepare(recipe, results)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """No garbage is collected in the block: among a million new tuples the search is in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _prepare(recipe: Recipe, results: Path) -> Prepared:
     task, corpus = recipe.kind_of_task(), examples(recipe, results)
     parts = ("train", "dev", "test")
     splits = folds(corpus) if recipe.folds else {"": {p: _of(corpus, p) for p in parts}}
@@ -150,7 +169,7 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     clips = audiofiles.clips(places, cache / audiofiles.INDEX)
     doubts = data_checks.shared_audio(corpus, clips, splits)
     doubts += data_checks.channels_and_silence(corpus, clips, cache)
-    pieces = list(zip((e._replace(target=task.normalised(e.target)) for e in corpus), clips))
+    pieces = [(_normalised(task, example), clip) for example, clip in zip(corpus, clips)]
     for example, clip in pieces:
         try:
             data_checks.require_times_inside(task, example, clip.seconds)
@@ -178,6 +197,11 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     for warning in prepared.warnings:
         _say(f"{recipe.path}: {warning}")
     return prepared
+
+
+def _normalised(task: Task, example: Example) -> Example:
+    target = task.normalised(example.target)
+    return example if target == example.target else example._replace(target=target)
 
 
 def _require_batches(prepared: Prepared) -> None:

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import time
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,19 +103,25 @@ class Heard:
 
     def __init__(self, keys: Iterable[str]) -> None:
         """keys: of clips."""
-        self.spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.whole: set[str] = set()  # digests of files that were heard to their end, all channels
+        self.spans: dict[str, list[tuple[float, float]]] = {}
+        self.channels: dict[str, list[str]] = {}  # digest -> contents
         for key in keys:
+            if ":" not in key and "@" not in key:
+                self.whole.add(key)
+                continue
             content, _, times = key.partition(":")
             match = TIMES.fullmatch(times)  # a key without times is the whole file
             start, end = match.groups() if match else ("0", None)
-            self.spans[content].append((float(start), float(end or "inf")))
-        self.channels: dict[str, list[str]] = defaultdict(list)  # digest -> contents
+            self.spans.setdefault(content, []).append((float(start), float(end or "inf")))
         for content, spans in self.spans.items():
-            self.channels[content.partition("@")[0]].append(content)
-            self.spans[content] = _joined(spans)
+            self.channels.setdefault(content.partition("@")[0], []).append(content)
+            spans[:] = _joined(spans)
 
     def shares(self, clip: Clip) -> bool:
         """Whether the clip overlaps with what was heard, in a channel or in the average of all."""
+        if clip.digest in self.whole:
+            return True
         first, last = clip.start or 0.0, math.inf if clip.end is None else clip.end
         for content in self.channels.get(clip.digest, ()):
             channel = content.partition("@")[2]
@@ -188,7 +193,7 @@ def _rows(paths: list[str], index: Path) -> dict[str, _Row]:
     remembered = _load(index)
     rows: dict[str, _Row] = {}
     for path in paths:
-        row = remembered.get(os.path.abspath(path))
+        row = remembered.get(_absolute(path))
         if row and row.channels and row.stamp == _stamp(path):
             rows[path] = row
     unread = [path for path in paths if path not in rows]
@@ -201,7 +206,7 @@ def _rows(paths: list[str], index: Path) -> dict[str, _Row]:
             rows[path] = row
             # a file in the making could change again and keep its times: it is read again next time
             if row.stamp == _stamp(path) and time.time() - os.stat(path).st_ctime > QUIET:
-                fresh[os.path.abspath(path)] = row
+                fresh[_absolute(path)] = row
             if fresh and time.monotonic() - saved > due:
                 begun = time.monotonic()
                 _save(index, fresh)
@@ -211,6 +216,13 @@ def _rows(paths: list[str], index: Path) -> dict[str, _Row]:
         if fresh:
             _save(index, fresh)
     return rows
+
+
+def _absolute(path: str) -> str:
+    """As os.path.abspath, which is slow where there is nothing to do."""
+    text = os.fspath(path)
+    plain = text.startswith("/") and "//" not in text and "/." not in text
+    return text if plain else os.path.abspath(text)
 
 
 def _read_all(paths: Sequence[str]) -> Iterator[tuple[str, _Row]]:
@@ -248,7 +260,8 @@ def _save(index: Path, rows: dict[str, _Row]) -> None:
 def _load(index: Path) -> dict[str, _Row]:
     """Absolute path -> row; nothing where the index is not there or damaged."""
     rows: dict[str, list[Any]] = disk.read_checked(index) or {}
-    return {path: _Row(*row) for path, row in rows.items()}
+    fields = len(_Row._fields)  # a later version may have more: what it says of those is not known
+    return {path: _Row(*row[:fields]) for path, row in rows.items()}
 
 
 def _read(path: str) -> _Row:
