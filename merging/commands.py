@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import inspect
 import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from downstream.commands import settings, tasks, writable
 from upstream.common.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from downstream.run.schedule import Request
+    from upstream.common.registry import Registry
 
 LISTS = {  # what `list` knows: where its registry is
     "upstreams": "upstream.resolve:UPSTREAMS",
@@ -112,7 +114,10 @@ def similarity(args: argparse.Namespace) -> None:
 
 
 def list_(args: argparse.Namespace) -> None:
-    """What there is, a line each: list upstreams"""
+    """What there is, a line each: list upstreams; or what one takes: list corpora manifest"""
+    if args.name is not None:
+        print(_described(args.what, args.name))
+        return
     if args.what == "suites":
         from downstream import recipe
 
@@ -122,13 +127,38 @@ def list_(args: argparse.Namespace) -> None:
 
         rows = [*published.about()]
     else:
-        import merging  # noqa: F401 - registers what is built here
-
-        module, _, attribute = LISTS[args.what].partition(":")
-        registry = getattr(importlib.import_module(module), attribute)
+        registry = _registry(args.what)
         rows = [(name, registry.about(name)) for name in sorted(registry)]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
+
+
+def _registry(what: str) -> Registry[Any]:
+    import merging  # noqa: F401 - registers what is built here
+
+    module, _, attribute = LISTS[what].partition(":")
+    registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
+    return registry
+
+
+def _described(what: str, name: str) -> str:
+    """One line on an entry of a list, its options with their defaults, and its documentation."""
+    if not LISTS[what]:
+        raise UserError(f"list {what}: takes no name")
+    registry = _registry(what)
+    entry = registry[name]
+    parts = [f"{name}: {registry.about(name)}"]
+    if inspect.isroutine(entry) or inspect.isclass(entry):
+        options = inspect.signature(entry).parameters.values()
+        parts.append("\n".join(map(_option, options)))
+        parts.append(inspect.getdoc(entry) or "")
+    return "\n\n".join(filter(None, parts))
+
+
+def _option(option: inspect.Parameter) -> str:
+    """`  name: type = default`."""
+    default = "" if option.default is option.empty else f" = {option.default!r}"
+    return f"  {option.name}: {option.annotation}{default}"
 
 
 def named(args: argparse.Namespace) -> Request:

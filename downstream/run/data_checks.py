@@ -141,12 +141,18 @@ def measure(clips: Sequence[Clip], cache: Path) -> dict[str, Level]:
     They are remembered in `cache`. Raises UserError for audio that cannot be read.
     """
     stored = disk.read_checked(cache / LEVELS)
-    remembered = stored if isinstance(stored, dict) else {}
+    rows = stored.items() if isinstance(stored, dict) else ()
+    remembered = {key: Level(*row) for key, row in rows if _is_level(row)}
     chosen = _sample(clips)
     fresh = {key: _level(clip) for key, clip in chosen.items() if key not in remembered}
     if fresh:
         disk.write_checked(cache / LEVELS, remembered | fresh)
-    return {key: fresh.get(key) or Level(*remembered[key]) for key in chosen}
+    return {key: fresh.get(key) or remembered[key] for key in chosen}
+
+
+def _is_level(row: object) -> bool:
+    numbers = isinstance(row, list) and len(row) == len(Level._fields)
+    return numbers and all(isinstance(value, float) for value in row)
 
 
 def _sample(clips: Sequence[Clip]) -> dict[str, Clip]:

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import yaml
 
+import benchmark
 from downstream import recipe
 from downstream.base import Item
 from downstream.corpora import kaldi, lhotse, manifest
@@ -71,6 +72,21 @@ def test_the_same_audio_in_train_and_test(folder: Path) -> None:
     test, dev = found.warnings
     assert "2 of 2 test utterances are the same audio as some of train: 6 = 0, 7 = 1" in test
     assert "1 of 2 dev utterances" in dev and "5 = 2" in dev
+
+
+def test_a_doubt_is_in_the_score_and_on_the_page(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "6.wav").write_bytes((folder / "0.wav").read_bytes())
+    rows = labelled()
+    (warning,) = prepared(folder, "classify", rows, target="label").warnings
+    results = folder / "results"
+    words = ["--upstream", "fbank", "--suite", folder, "--results", results, "--workers", 1]
+    assert benchmark.main(list(map(str, words))) == 0
+    assert capsys.readouterr().err.count("same audio as some of train") <= 1
+    (score,) = results.glob("fbank@*/*/task@*/seed0/score.json")
+    assert warning in json.loads(score.read_text())["result"]["warnings"]
+    assert "1 of 2 test utterances are the same audio" in (results / "report.html").read_text()
 
 
 def test_parts_of_one_file_are_the_same_audio_only_where_they_overlap(folder: Path) -> None:
