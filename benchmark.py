@@ -211,6 +211,8 @@ def parser() -> argparse.ArgumentParser:
     flag("--base", help="the pre-trained upstream (default: what most others grew from)")
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
     commands["list"].add_argument("what", choices=LISTS)
+    commands["list"].add_argument("name", nargs="?", help="what one of them takes: its options and "
+                                  "what they mean, e.g. list corpora manifest")  # fmt: skip
     commands["list"].set_defaults(command="list_")  # the function's name
     commands["describe"].add_argument("upstream")
     flag = commands["predict"].add_argument
@@ -222,7 +224,10 @@ def parser() -> argparse.ArgumentParser:
          help="as in the run, where the task's recipe names Python of your own")  # fmt: skip
     either = commands["check"].add_mutually_exclusive_group()  # neither: doctor
     either.add_argument("--upstream")
-    either.add_argument("--recipe", type=_recipe, help="a recipe, or a folder of them")
+    either.add_argument("--recipe", type=_recipe,
+                        help="of a task, or a folder of them: prints what its corpus is, split by "
+                        "split; `list corpora manifest` tells a table's columns")  # fmt: skip
+    commands["check"].add_argument("--format", default="text", choices=("text", "json"))
     flag = commands["finetune"].add_argument
     flag("recipe", type=_recipe)
     flag("--set", action="append", default=[], metavar="KEY=VALUE",

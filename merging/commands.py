@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import inspect
+import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from downstream.commands import recipes, settings, tasks, writable
 from upstream.common import disk
@@ -17,6 +19,7 @@ from upstream.common.errors import UserError, near_miss
 if TYPE_CHECKING:
     from downstream.recipe import Recipe
     from downstream.run.schedule import Request
+    from upstream.common.registry import Registry
 
 LARGEST_CARD = 1 << 20  # bytes
 LISTS = {  # what `list` knows: where its registry is
@@ -120,7 +123,10 @@ def similarity(args: argparse.Namespace) -> None:
 
 
 def list_(args: argparse.Namespace) -> None:
-    """What there is, a line each: list upstreams"""
+    """What there is, a line each: list upstreams; or what one takes: list corpora manifest"""
+    if args.name is not None:
+        print(_described(args.what, args.name))
+        return
     if args.what == "suites":
         from downstream import recipe
 
@@ -130,13 +136,38 @@ def list_(args: argparse.Namespace) -> None:
 
         rows = [*published.about()]
     else:
-        import merging  # noqa: F401 - registers what is built here
-
-        module, _, attribute = LISTS[args.what].partition(":")
-        registry = getattr(importlib.import_module(module), attribute)
+        registry = _registry(args.what)
         rows = [(name, registry.about(name)) for name in sorted(registry)]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
+
+
+def _registry(what: str) -> Registry[Any]:
+    import merging  # noqa: F401 - registers what is built here
+
+    module, _, attribute = LISTS[what].partition(":")
+    registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
+    return registry
+
+
+def _described(what: str, name: str) -> str:
+    """One line on an entry of a list, its options with their defaults, and its documentation."""
+    if not LISTS[what]:
+        raise UserError(f"list {what}: takes no name")
+    registry = _registry(what)
+    entry = registry[name]
+    parts = [f"{name}: {registry.about(name)}"]
+    if inspect.isroutine(entry) or inspect.isclass(entry):
+        options = inspect.signature(entry).parameters.values()
+        parts.append("\n".join(map(_option, options)))
+        parts.append(inspect.getdoc(entry) or "")
+    return "\n\n".join(filter(None, parts))
+
+
+def _option(option: inspect.Parameter) -> str:
+    """`  name: type = default`."""
+    default = "" if option.default is option.empty else f" = {option.default!r}"
+    return f"  {option.name}: {option.annotation}{default}"
 
 
 def named(args: argparse.Namespace) -> Request:
@@ -184,24 +215,24 @@ def check(args: argparse.Namespace) -> int:
     """The promises of an upstream, or a recipe: check --upstream mine.py:Mine"""
     if args.recipe:
         from downstream import recipe
-        from downstream.run.prepare import prepare
+        from downstream.run.data_sheet import data_sheet
 
         suite = args.recipe.is_dir()
         paths = list(recipe.suite(str(args.recipe)).values()) if suite else [args.recipe]
         for path in paths:
-            prepared = prepare(recipe.load(path), args.results)
-            for fold, split in prepared.splits.items():
-                counts = {part: len(indices) for part, indices in split.items()}
-                print(*([path.stem] * suite), fold or "corpus", counts)
-        _tell_files_run()
+            sheet = data_sheet(recipe.load(path), args.results)
+            print(sheet.as_json() if args.format == "json" else sheet.as_text())
         return 0
     request = named(args)
     from upstream.check import check as promises
 
     rows = promises(request.load())
-    for row in rows:
-        print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
-    _tell_files_run()
+    if args.format == "json":
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+    else:
+        for row in rows:
+            print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
+        _tell_files_run()
     return 0 if all(row.kept for row in rows) else 1
 
 

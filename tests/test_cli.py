@@ -302,6 +302,17 @@ def test_list(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected[what] in capsys.readouterr().out
 
 
+def test_list_tells_what_one_entry_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("list", "corpora", "manifest") == 0
+    text = capsys.readouterr().out
+    for words in ("channel: str | None = 'channel'", "split_by", "`folds: 5`", "0 is the first"):
+        assert words in text, text
+    assert call("list", "tasks", "asr") == call("list", "methods", "linear") == 0
+    assert call("list", "corpora", "manifst") == 2
+    assert "did you mean manifest?" in capsys.readouterr().err
+    assert call("list", "suites", "demo") == 2
+
+
 def test_describe_check_finetune_merge_export(
     recipes: Path,
     tmp_path: Path,

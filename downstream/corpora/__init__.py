@@ -19,6 +19,8 @@ CORPORA.add(
 )
 CORPORA.add("kaldi", "downstream.corpora.kaldi:read", "Kaldi data directories, one a split")
 CORPORA.add("lhotse", "downstream.corpora.lhotse:read", "Lhotse cuts, one .jsonl(.gz) a split")
+CORPORA.add("nemo", "downstream.corpora.nemo:read", "NeMo's manifests, one JSON file a split")
+CORPORA.add("common_voice", "downstream.corpora.common_voice:read", "Common Voice, one language")
 CORPORA.add("hf_datasets", "downstream.corpora.hf_datasets:read", "HF datasets on disk, Parquet")
 CORPORA.add("quesst2014", "downstream.corpora.quesst2014:read", "QUESST 2014, spoken queries")
 CORPORA.add("strings", "downstream.corpora.strings:read", "spoken digits to search for in strings")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from downstream.base import Example
-from downstream.corpora.common import require_folder
+from downstream.corpora.common import require_folder, require_text
 from downstream.corpora.splits import Part, hashed
 from upstream.common.errors import UserError
 
@@ -29,6 +29,7 @@ def read(root: Path, *, dev: Part = 0.05) -> list[Example]:
     examples = []
     for path in paths:
         name = os.path.relpath(path, root)
+        require_text(name, path)
         split = "dev" if int(hashed(name)[:8], 16) < dev * 16**8 else "train"
         examples.append(Example(name, path, None, None, "", name, split))
     for split in ("train", "dev"):
