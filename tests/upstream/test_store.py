@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from upstream.base import Hidden, Upstream
+from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.features import extract as cache
 from upstream.features import shards
