@@ -9,7 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from downstream.base import HEADS, Example, Labels, Task, listing
 from downstream.tasks.heads import CTC
@@ -150,10 +150,9 @@ def measure(clips: Sequence[Clip], cache: Path) -> dict[str, Level]:
     return {key: fresh.get(key) or remembered[key] for key in chosen}
 
 
-def _is_level(row: object) -> bool:
-    if not isinstance(row, list) or len(row) != len(Level._fields):
-        return False
-    return all(isinstance(value, float) for value in row)
+def _is_level(row: Any) -> bool:
+    numbers = isinstance(row, list) and len(row) == len(Level._fields)
+    return numbers and all(isinstance(value, float) for value in row)
 
 
 def _sample(clips: Sequence[Clip]) -> dict[str, Clip]:
