@@ -196,18 +196,23 @@ def examples(recipe: Recipe, results: Path) -> list[Example]:
 
     `$RESULTS` in `root` is the results folder; `$RECIPE` in `lexicon` is the recipe's own folder.
     """
-    where = f"{recipe.path}: corpus"
-    options = {k: v for k, v in recipe.corpus.items() if k not in ("name", "root")}
-    root = expand(recipe.corpus["root"], f"{where}: root", RESULTS=str(results))
-    reader = CORPORA.named(recipe.corpus["name"])
+    found = read_corpus(recipe.corpus, f"{recipe.path}: corpus", results)
+    beside, where = str(Path(recipe.path).parent), f"{recipe.path}: lexicon"
+    lexicons = [expand(path, where, RECIPE=beside) for path in recipe.lexicon]
+    return to_phones(found, lexicons) if lexicons else found
+
+
+def read_corpus(corpus: Mapping[str, Any], where: str, results: Path) -> list[Example]:
+    """What the reader `name` finds in `root` with the other options. Raises UserError."""
+    options = {k: v for k, v in corpus.items() if k not in ("name", "root")}
+    root = expand(corpus["root"], f"{where}: root", RESULTS=str(results))
+    reader = named(CORPORA, corpus["name"], f"{where}: name")
     given = {"results": results} if "results" in inspect.signature(reader).parameters else {}
     options = bind(reader, options, where, given=("root", "results"))
     found = list(reader(root, **options, **given))
     if not found:
         raise UserError(f"{where}: no utterances in {root}")
-    beside, where = str(Path(recipe.path).parent), f"{recipe.path}: lexicon"
-    lexicons = [expand(path, where, RECIPE=beside) for path in recipe.lexicon]
-    return to_phones(found, lexicons) if lexicons else found
+    return found
 
 
 def suites() -> list[Path]:
