@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,10 +21,12 @@ SPEAKERS, UTTERANCES = 250, 5000
 TEST, DEV = 0.35, 0.15  # of the speakers
 ROW_TEST, ROW_DEV = 0.25, 0.15  # of the utterances of each speaker
 
+STRESS_AND_PLACE = re.compile(r"\d?(_[BIES])?$")  # in the word: beginning, inside, end, single
+
 
 def read(
     root: Path,
-    target: Literal["text", "speaker", "trials"],
+    target: Literal["text", "phones", "speaker", "trials"],
     *,
     split_by: Literal["speaker", "row", "both"],
     trials: Positive = 4,
@@ -31,8 +34,9 @@ def read(
 ) -> list[Example]:
     """What was read aloud, by whom, or trials for verification.
 
-    `root` holds WAVE and the folders `train` and `test` with Kaldi's files. Both are read, and the
-    splits are made here, from ids alone: an utterance has the same one in every partial copy.
+    `root` holds WAVE, resource, and the folders `train` and `test` with Kaldi's files. Both are
+    read, and the splits are made here, from ids alone: an utterance has the same one in every
+    partial copy.
 
     - speaker: the first 8 hex digits of the SHA-256 of a speaker's id, as a share of 16**8, are
       below 0.35 for test, below 0.5 for dev, and above for train;
@@ -40,6 +44,7 @@ def read(
       test, the next 3 dev, the other 12 train (a quarter and 15 % of any other number);
     - both: train where both rules say so, else test. Pre-training may hear the former.
 
+    phones: those that the corpus chose from its lexicon for each word, without stress: 39.
     trials: each utterance of dev and test is compared with so many of its speaker and as many of
     others (`pairs.py`). `check=False` accepts a partial copy. Raises UserError, with the line of a
     file.
@@ -52,11 +57,14 @@ def read(
         of_speaker, of_row = _split_speaker(row.speaker), by_row[row.id]
         heard = of_speaker == of_row == "train"
         splits = {"speaker": of_speaker, "row": of_row, "both": "train" if heard else "test"}
-        label = row.target if target == "text" else row.speaker
+        label = row.speaker if target in ("speaker", "trials") else row.target
         examples.append(row._replace(target=label, split=splits[split_by]))
     if check:
         _require_whole(root, examples)
     examples = complete(root, examples, {}, check)
+    if target == "phones":
+        phones = _phones(root / "resource" / "text-phone", {row.id for row in rows})
+        examples = [example._replace(target=phones[example.id]) for example in examples]
     return _with_trials(root, examples, trials) if target == "trials" else examples
 
 
@@ -91,6 +99,16 @@ def _table(source: Path) -> dict[str, str]:
             raise UserError(f"{source}:{number}: {name!r} comes a second time")
         rows[name] = content[0].strip()
     return rows
+
+
+def _phones(source: Path, names: set[str]) -> dict[str, str]:
+    """Phones of utterances, `B EH T ER`, from a line a word: `000010011.2 B_B EH1_I T_I ER0_E`."""
+    words: dict[str, list[str]] = defaultdict(list)
+    for word, phones in _table(source).items():
+        words[word.partition(".")[0]] += [STRESS_AND_PLACE.sub("", x) for x in phones.split()]
+    if absent := sorted(names - words.keys()):
+        raise UserError(f"{source}: has no line for {absent[0]}; complete the copy")
+    return {name: " ".join(phones) for name, phones in words.items()}
 
 
 def _split_speaker(speaker: str) -> str:

@@ -95,9 +95,7 @@ def gather(config: PretrainConfig, root: Path, say: Callable[[str], None]) -> li
     return sources
 
 
-def _real_paths(
-    config: PretrainConfig, results: Path, say: Callable[[str], None]
-) -> list[str]:
+def _real_paths(config: PretrainConfig, results: Path, say: Callable[[str], None]) -> list[str]:
     """The files of real speech that are heard."""
     if config.real:
         heard = []
