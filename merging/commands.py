@@ -34,8 +34,10 @@ def run(args: argparse.Namespace) -> None:
     from downstream.report.groups import name
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
+    from merging import study
     from merging.requests import costs, requests
 
+    args.upstream, bases = study.expand(args.upstream, args.results)
     how, suite = settings(args), suite_folder(args.suite)
     numbers = published.chosen(args.published)
     if args.from_scratch:
@@ -57,8 +59,14 @@ def run(args: argparse.Namespace) -> None:
     mine = [r for r in results if name(r) in scored and r.cell.revision in revisions]
     # a merged upstream is also shown against the fine-tuned one that it came from
     tuned = [each.name for each in work.identities if each.name.split(":")[0] == "finetuned"]
-    references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned])))
-    print(table.show(table.summary(mine, suite.name, references, numbers)))
+    references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned, *bases])))
+    if bases:
+        from downstream.report.matrix import matrix
+        from downstream.report.matrix_view import render
+
+        print(*(render(matrix(mine, suite.name, base), "text") for base in bases), sep="\n\n")
+    else:
+        print(table.show(table.summary(mine, suite.name, references, numbers)))
     print("".join(f"{line}\n" for line in costs(upstreams)), end="")
     written = table.write(args.results, results, references, numbers)
     share.update_cards(mine, args.results / "upstreams")
@@ -82,8 +90,10 @@ def plan(args: argparse.Namespace) -> None:
     """What a run would keep, compute and cost; builds nothing: plan --upstream merged"""
     from downstream.recipe import suite_folder
     from downstream.run.estimate import describe
+    from merging import study
     from merging.requests import requests, unbuilt
 
+    args.upstream, _ = study.expand(args.upstream, args.results)
     how, suite = settings(args), suite_folder(args.suite)
     upstreams, _ = requests(args.upstream, suite, args.results)
     waiting = {each.name: needs for each in upstreams if (needs := unbuilt(each))}

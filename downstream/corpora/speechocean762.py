@@ -42,7 +42,8 @@ def read(
       below 0.35 for test, below 0.5 for dev, and above for train;
     - row: of each speaker's 20 utterances, ordered by the SHA-256 of their ids, the first 5 are
       test, the next 3 dev, the other 12 train (a quarter and 15 % of any other number);
-    - both: train where both rules say so, else test. Pre-training may hear the former.
+    - both: as by row for the speakers of train, else test. Its train and dev are of no split that
+      one of the other rules tests on: fine-tuning and pre-training may hear them.
 
     phones: those that the corpus chose from its lexicon for each word, without stress: 39.
     trials: each utterance of dev and test is compared with so many of its speaker and as many of
@@ -55,8 +56,8 @@ def read(
     examples = []
     for row in rows:
         of_speaker, of_row = _split_speaker(row.speaker), by_row[row.id]
-        heard = of_speaker == of_row == "train"
-        splits = {"speaker": of_speaker, "row": of_row, "both": "train" if heard else "test"}
+        of_both = of_row if of_speaker == "train" else "test"
+        splits = {"speaker": of_speaker, "row": of_row, "both": of_both}
         label = row.speaker if target in ("speaker", "trials") else row.target
         examples.append(row._replace(target=label, split=splits[split_by]))
     if check:

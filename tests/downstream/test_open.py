@@ -100,8 +100,10 @@ def test_what_may_be_heard_is_train_by_both_rules(ocean: Path) -> None:
         {e.id: e.split for e in speechocean762.read(ocean, "text", split_by=rule, check=False)}
         for rule in ("speaker", "row", "both")
     ]
-    for name, heard in rules[2].items():
-        assert (heard == "train") == (rules[0][name] == rules[1][name] == "train")
+    for name, split in rules[2].items():
+        assert (split == "train") == (rules[0][name] == rules[1][name] == "train")
+        assert split == "test" or "test" not in (rules[0][name], rules[1][name])
+    assert set(rules[2].values()) == {"train", "dev", "test"}
 
 
 def test_a_copy_that_is_not_whole_is_refused_unless_asked_for(

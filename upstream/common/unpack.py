@@ -25,7 +25,7 @@ HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile)
+DAMAGED = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 
 
 class Member(NamedTuple):
@@ -139,7 +139,10 @@ class _Bounded:
         self.left = largest + 2048 * MEMBERS
 
     def read(self, size: int) -> bytes:
-        block = self.stream.read(size)
+        try:
+            block = self.stream.read(size)
+        except gzip.BadGzipFile as error:  # an OSError, as if of the disk that is written to
+            raise tarfile.ReadError(str(error)) from error
         self.left -= len(block)
         if self.left < 0:
             raise UserError(f"{self.archive}: unpacks to more than its recipe allows")
