@@ -42,8 +42,8 @@ def read(
       below 0.35 for test, below 0.5 for dev, and above for train;
     - row: of each speaker's 20 utterances, ordered by the SHA-256 of their ids, the first 5 are
       test, the next 3 dev, the other 12 train (a quarter and 15 % of any other number);
-    - both: as by row for the speakers of train, else test. Its train and dev are of no split that
-      one of the other rules tests on: fine-tuning and pre-training may hear them.
+    - both: the speakers of train alone, by row. Neither rule tests on its train and dev, so that
+      fine-tuning and pre-training may hear these.
 
     phones: those that the corpus chose from its lexicon for each word, without stress: 39.
     trials: each utterance of dev and test is compared with so many of its speaker and as many of
@@ -56,12 +56,13 @@ def read(
     examples = []
     for row in rows:
         of_speaker, of_row = _split_speaker(row.speaker), by_row[row.id]
-        of_both = of_row if of_speaker == "train" else "test"
-        splits = {"speaker": of_speaker, "row": of_row, "both": of_both}
+        if split_by == "both" and of_speaker != "train":
+            continue
         label = row.speaker if target in ("speaker", "trials") else row.target
-        examples.append(row._replace(target=label, split=splits[split_by]))
+        split = of_speaker if split_by == "speaker" else of_row
+        examples.append(row._replace(target=label, split=split))
     if check:
-        _require_whole(root, examples)
+        _require_whole(root, rows)
     examples = complete(root, examples, {}, check)
     if target == "phones":
         phones = _phones(root / "resource" / "text-phone", {row.id for row in rows})
@@ -130,11 +131,11 @@ def _split_rows(rows: Iterable[Example]) -> dict[str, str]:
     return split_of
 
 
-def _require_whole(root: Path, examples: list[Example]) -> None:
+def _require_whole(root: Path, rows: list[Example]) -> None:
     """Raises UserError where speakers or utterances are missing from the tables."""
-    speakers = len({example.speaker for example in examples})
-    if (speakers, len(examples)) != (SPEAKERS, UTTERANCES):
-        fault = f"{len(examples)} utterances of {speakers} speakers"
+    speakers = len({row.speaker for row in rows})
+    if (speakers, len(rows)) != (SPEAKERS, UTTERANCES):
+        fault = f"{len(rows)} utterances of {speakers} speakers"
         due = f"{UTTERANCES} of {SPEAKERS} expected"
         cure = "complete the copy, or set `check: false` to use the part that is there"
         raise UserError(f"{root}: {fault}, {due}; {cure}")
