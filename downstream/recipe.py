@@ -204,6 +204,9 @@ def examples(recipe: Recipe, results: Path) -> list[Example]:
 
 def read_corpus(corpus: Mapping[str, Any], where: str, results: Path) -> list[Example]:
     """What the reader `name` finds in `root` with the other options. Raises UserError."""
+    for key in ("name", "root"):
+        if key not in corpus:
+            raise UserError(f"{where}: missing key {key!r}")
     options = {k: v for k, v in corpus.items() if k not in ("name", "root")}
     root = expand(corpus["root"], f"{where}: root", RESULTS=str(results))
     reader = named(CORPORA, corpus["name"], f"{where}: name")

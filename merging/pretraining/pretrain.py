@@ -99,8 +99,8 @@ def _real_paths(config: PretrainConfig, results: Path, say: Callable[[str], None
     """The files of real speech that are heard."""
     if config.real:
         heard = []
-        for corpus in config.real:
-            examples = read_corpus(corpus, f"real: {corpus.get('name')}", results)
+        for number, corpus in enumerate(config.real):
+            examples = read_corpus(corpus, f"real[{number}]", results)
             heard += [example.path for example in examples if example.split == "train"]
         return heard
     sample = Path(os.environ.get("SPEECH_SAMPLE", SAMPLE))
