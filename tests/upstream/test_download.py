@@ -118,6 +118,19 @@ def test_a_part_that_was_not_asked_for_is_not_taken(part: str, server: Server, p
     assert place.read_bytes() == BODY and "Range" not in server.asked[1]
 
 
+def test_a_server_that_sends_it_in_parts_is_asked_for_all_of_them(
+    server: Server, place: Path
+) -> None:
+    def piecemeal(request: Request) -> None:
+        piece = BODY[request.start : request.start + 300_000]
+        part = f"bytes {request.start}-{request.start + len(piece) - 1}/{len(BODY)}"
+        request.reply(206, piece, Content_Range=part, ETag='"1"')
+
+    server.answer = piecemeal
+    download(Source(server.url, LARGEST), place, "x")
+    assert place.read_bytes() == BODY and len(server.asked) == 18
+
+
 def test_a_file_that_changed_is_not_mixed(server: Server, place: Path) -> None:
     beginning(place, server, b"old" * 1000)
     server.answer = lambda r: whole(r, '"2"')

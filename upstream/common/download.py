@@ -20,8 +20,9 @@ TRIES = 5
 PAUSE = 1.0  # seconds before the second try; twice as long before each further one
 TIMEOUT = 60.0  # seconds without a byte
 BLOCK = 1 << 20
+PROGRESS = 1 << 16  # bytes: a try that brought as many is no failed one
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP's errors that may be over soon
-RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 class Source(NamedTuple):
@@ -59,7 +60,7 @@ def download(source: Source, place: Path, what: str) -> None:
             fault = error
         except _Broken as error:
             fault = error
-        tries = 1 if _size(place) >= before + BLOCK else tries + 1
+        tries = 1 if _size(place) >= before + PROGRESS else tries + 1
     raise UserError(f"{source.url}: {fault}, {TRIES} times; the same command goes on from here")
 
 
@@ -80,14 +81,15 @@ def _fetch(source: Source, place: Path, what: str) -> None:
             raise _Broken(f"HTTP status {error.code}") from error
         raise UserError(f"{source.url}: HTTP status {error.code}") from error
     with response:
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+        part = RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if response.status != 206:
             start = 0
-        elif (part := RANGE.fullmatch(response.headers.get("Content-Range", ""))) is None or (
-            int(part[1]) != start
-        ):
+        elif part is None or int(part[1]) != start:
             raise _Stale("the server sent another part of the file than was asked for")
-        length = response.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() else None
+        else:  # perhaps not all of the rest
+            total = int(part[2])
         if total is not None and total > source.largest:
             _refuse_size(source, place)
         if not start:
