@@ -75,7 +75,7 @@ def expand(specs: str, results: Path) -> tuple[str, list[str]]:
 
     Writes the merge recipes of the studies to `results / "studies"`. Raises UserError.
     """
-    names, bases = [], list[str]()
+    names, bases = list[str](), list[str]()
     for spec in split_specs(specs):
         path = Path(parse(spec)[0])
         if not _is_study(path):
@@ -84,8 +84,9 @@ def expand(specs: str, results: Path) -> tuple[str, list[str]]:
         study = load(path)
         bases += [base for base in study.bases if base not in bases]
         folder = results / "studies" / f"{path.parent.name}-{path.stem}"
-        names += [*study.bases, *_upstreams(study, path, folder)]
-    return ",".join(dict.fromkeys(names)), bases
+        names += [base for base in study.bases if base not in names]
+        names += _upstreams(study, path, folder)
+    return (",".join(names), bases) if bases else (specs, [])
 
 
 def _is_study(path: Path) -> bool:
