@@ -75,7 +75,7 @@ class PretrainConfig:
 def gather(config: PretrainConfig, root: Path, say: Callable[[str], None]) -> list[list[Tensor]]:
     """[synthetic, real] utterances, [N] int16 each; real is empty without a corpus or the sample.
 
-    Raises UserError where a corpus of the recipe cannot be read.
+    Raises UserError where a corpus of the recipe cannot be read, or all of them are too short.
     """
     sources = []
     real_paths = _real_paths(config, root.parent.parent, say)
@@ -92,6 +92,9 @@ def gather(config: PretrainConfig, root: Path, say: Callable[[str], None]) -> li
         times = f" at {len(speeds)} speeds" if len(speeds) > 1 else ""
         say(f"{name} speech: {len(paths)} files, {hours:.2f} h{times}")
         sources.append(wavs)
+    if config.real and not sources[1]:
+        least = 2 * config.seconds
+        raise UserError(f"real, speeds: hold no {least:g} s of speech in split train")
     return sources
 
 

@@ -207,6 +207,12 @@ def test_a_real_corpus_that_is_not_there_is_one_line(room: Path) -> None:
         assert message in fault(gather, config, room / "corpora" / "synthetic", print)
 
 
+def test_real_speech_that_is_asked_for_is_not_left_out_silently(room: Path) -> None:
+    for config in (heard(room, speeds=[]), heard(room, seconds=9.0)):
+        line = fault(gather, config, room / "corpora" / "synthetic", print)
+        assert f"no {2 * config.seconds:g} s of speech" in line
+
+
 def test_batches_mask_whole_spans_and_respect_the_share() -> None:
     stems = [[torch.zeros(500, 8).half()], [torch.ones(500, 8).half()]]
     config = dataclasses.replace(TINY, batch=8, seconds=4.0)
