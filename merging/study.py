@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from merging.recipe import YAML, load_recipe, made
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 from upstream.common.schema import Natural, build, read_yaml
-from upstream.resolve import parse, split_specs
+from upstream.resolve import canonical, parse, split_specs
 
 KIND = "study"
 
@@ -50,6 +50,7 @@ class Study:
 def load(path: Path) -> Study:
     """Read and check a study. Raises UserError."""
     study = build(Study, read_yaml(path), str(path))
+    study = replace(study, bases=[canonical(base) for base in study.bases])
     for key in ("bases", "ways", "seeds", "alphas"):
         if not getattr(study, key):
             raise UserError(f"{path}: {key}: name at least one")

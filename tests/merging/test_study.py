@@ -53,6 +53,21 @@ def test_it_stands_for_all_ways_bases_seeds_and_alphas(recipes: Path, tmp_path: 
     assert study.expand(specs, tmp_path / "r") == (specs, [])
 
 
+def test_every_base_has_a_matrix_of_its_own(
+    recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = yaml.safe_load((recipes / "merged.yaml").read_text())["base"]
+    other = str(tiny.hf_folder(tmp_path / "other", "hubert", seed=1))
+    ways = {"stable": {"tuned": ["finetune.yaml"]}}
+    path = write(recipes, bases=[f"hf:{first}/", other], seeds=[0], alphas=[1], ways=ways)
+    words = ["--upstream", str(path), "--suite", str(recipes), "--downstream", "label"]
+    words += ["--results", str(tmp_path / "r"), "--workers", "1", "--seeds", "1"]
+    assert benchmark.main(words) == 0
+    table = capsys.readouterr().out
+    assert table.count("tuned on") == 2 and table.index(first) < table.index(other)
+    assert len(list((tmp_path / "r" / "upstreams").glob("finetune@*/finetune.json"))) == 2
+
+
 def test_one_command_runs_it_prints_the_matrix_and_goes_on(
     recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
