@@ -69,6 +69,7 @@ COMMANDS = {  # what each does: an example
     "report": "All results as one HTML page, and figures for a paper: report --figures figures/",
     "share": "Scores as every_eval_ever's JSON, or in a model's card: share merged --output a.md",
     "similarity": "Hidden states and weights against the first's: similarity hubert_demo merged",
+    "fetch": "Download a suite's corpora, resumed and checked: fetch open --output /data/open",
     "list": "What there is, a line each: list upstreams",
     "describe": "An upstream's layers, size, fingerprint, licence, source: describe hubert_demo",
     "check": "The promises of an upstream, or a recipe: check --upstream mine.py:Mine",
@@ -82,6 +83,7 @@ COMMANDS = {  # what each does: an example
 REPORTS = (
     "compare",
     "errors",
+    "fetch",
     "matrix",
     "report",
     "share",
@@ -210,6 +212,9 @@ def parser() -> argparse.ArgumentParser:
     flag("--suite", default="demo", help="of the results to show (default: demo)")
     flag("--base", help="the pre-trained upstream (default: what most others grew from)")
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
+    flag = commands["fetch"].add_argument
+    flag("suite")
+    flag("--output", type=Path, help="the folder of all corpora (default: the suite's variable)")
     commands["list"].add_argument("what", choices=LISTS)
     commands["list"].add_argument("name", nargs="?", help="what one of them takes: its options and "
                                   "what they mean, e.g. list corpora manifest")  # fmt: skip

@@ -120,6 +120,13 @@ def errors(args: argparse.Namespace) -> None:
     print(render(args.a, args.b, rows, args.limit, args.format))
 
 
+def fetch(args: argparse.Namespace) -> None:
+    """Download a suite's corpora, resumed and checked: fetch open --output /data/open"""
+    from downstream.fetch import fetch
+
+    fetch(args.suite, args.output)
+
+
 def report(args: argparse.Namespace) -> None:
     """All results as one HTML page, and figures for a paper: report --figures figures/"""
     from downstream.report import page, published, results

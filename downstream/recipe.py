@@ -200,10 +200,28 @@ def examples(recipe: Recipe, results: Path) -> list[Example]:
     looked for beside the recipe and where one stands; two that differ are a UserError. With
     `tokens: train` a lexicon may have any phones.
     """
-    where = f"{recipe.path}: corpus"
-    options = {k: v for k, v in recipe.corpus.items() if k not in ("name", "root")}
-    root = _located(recipe, recipe.corpus["root"], f"{where}: root", results)
-    reader = CORPORA.named(recipe.corpus["name"])
+    root = _located(recipe, recipe.corpus["root"], f"{recipe.path}: corpus: root", results)
+    found = read_corpus(recipe.corpus, f"{recipe.path}: corpus", results, root)
+    if not recipe.lexicon:
+        return found
+    where = f"{recipe.path}: lexicon"
+    lexicons = [_located(recipe, path, where, results) for path in recipe.lexicon]
+    return to_phones(found, lexicons, None if recipe.tokens == "train" else KNOWN)
+
+
+def read_corpus(
+    corpus: Mapping[str, Any], where: str, results: Path, root: Path | None = None
+) -> list[Example]:
+    """What the reader `name` finds in `root` with the other options. Raises UserError.
+
+    root: where the corpus lies, if not at the path that `corpus` names.
+    """
+    for key in ("name", "root"):
+        if key not in corpus:
+            raise UserError(f"{where}: missing key {key!r}")
+    options = {k: v for k, v in corpus.items() if k not in ("name", "root")}
+    root = root or expand(corpus["root"], f"{where}: root", RESULTS=str(results))
+    reader = named(CORPORA, corpus["name"], f"{where}: name")
     given = {"results": results} if "results" in inspect.signature(reader).parameters else {}
     options = bind(reader, options, where, given=("root", "results"))
     found = list(reader(root, **options, **given))
@@ -211,11 +229,7 @@ def examples(recipe: Recipe, results: Path) -> list[Example]:
         raise UserError(f"{where}: no utterances in {root}")
     for example in found:
         require_text(f"{example.id}{example.speaker}{example.target}{example.group}", example.path)
-    if not recipe.lexicon:
-        return found
-    where = f"{recipe.path}: lexicon"
-    lexicons = [_located(recipe, path, where, results) for path in recipe.lexicon]
-    return to_phones(found, lexicons, None if recipe.tokens == "train" else KNOWN)
+    return found
 
 
 def _located(recipe: Recipe, text: str, where: str, results: Path) -> Path:

@@ -40,8 +40,10 @@ def run(args: argparse.Namespace) -> None:
     from downstream.report.groups import name
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
+    from merging import study
     from merging.requests import costs, requests, require_names
 
+    args.upstream, bases = study.expand(args.upstream, args.results)
     suite, numbers = suite_folder(args.suite), published.chosen(args.published)
     recipes(args)
     require_names(args.upstream, suite, args.results, args.reference)
@@ -68,8 +70,14 @@ def run(args: argparse.Namespace) -> None:
         raise failed
     # a merged upstream is also shown against the fine-tuned one that it came from
     tuned = [each.name for each in work.identities if each.name.split(":")[0] == "finetuned"]
-    references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned])))
-    print(table.show(table.summary(mine, suite.name, references, numbers)))
+    references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned, *bases])))
+    if bases:
+        from downstream.report.matrix import matrix
+        from downstream.report.matrix_view import render
+
+        print(*(render(matrix(mine, suite.name, base), "text") for base in bases), sep="\n\n")
+    else:
+        print(table.show(table.summary(mine, suite.name, references, numbers)))
     print("".join(f"{line}\n" for line in costs(upstreams)), end="")
     written = table.write(args.results, results, references, numbers)
     share.update_cards(mine, args.results / "upstreams")
@@ -93,8 +101,10 @@ def plan(args: argparse.Namespace) -> None:
     """What a run would keep, compute and cost; builds nothing: plan --upstream merged"""
     from downstream.recipe import suite_folder
     from downstream.run.estimate import describe
+    from merging import study
     from merging.requests import requests, require_names, unbuilt
 
+    args.upstream, _ = study.expand(args.upstream, args.results)
     suite = suite_folder(args.suite)
     recipes(args)
     require_names(args.upstream, suite, args.results, args.reference)

@@ -8,6 +8,11 @@ CORPORA.add(
     "voxceleb1_trials", "downstream.corpora.voxceleb1_trials:read", "VoxCeleb1 verification"
 )
 CORPORA.add("iemocap", "downstream.corpora.iemocap:read", "IEMOCAP, 4 classes, 5 sessions")
+CORPORA.add(
+    "speechocean762", "downstream.corpora.speechocean762:read", "speechocean762, 250 readers"
+)
+CORPORA.add("emodb", "downstream.corpora.emodb:read", "EmoDB, acted emotions, five folds")
+CORPORA.add("fsdd", "downstream.corpora.fsdd:read", "Free Spoken Digit Dataset, a fold a speaker")
 CORPORA.add("tedlium", "downstream.corpora.tedlium:read", "TED-LIUM 3, the first hours of it")
 CORPORA.add("timit", "downstream.corpora.timit:read", "TIMIT, phones in time, core test set")
 CORPORA.add("audio", "downstream.corpora.folder:read", "a folder of audio without labels")

@@ -35,7 +35,13 @@ SAVE_SECONDS = 10.0
 SAVE_SHARE = 0.05
 TIMES = re.compile(r"([0-9.]+(?:e[-+]?[0-9]+)?)-([0-9.]+(?:e[-+]?[0-9]+)?)?")  # of a clip's key
 DIGEST = re.compile(r"[0-9a-f]{16}")
-ROW_TYPES: tuple[Any, ...] = (str, (int, float), str, int, int)  # of the fields of a row of the index
+ROW_TYPES: tuple[Any, ...] = (
+    str,
+    (int, float),
+    str,
+    int,
+    int,
+)  # of the fields of a row of the index
 OLDEST_FIELDS = 3  # an older index has no channels and no rate
 LEAST = 0.001  # seconds; a shorter part may hold no sample: audio.py decides
 
