@@ -12,10 +12,8 @@ import argparse
 import importlib
 import itertools
 import math
-import os
 import re
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any, NoReturn
 from upstream.checkpoints import FORMATS
 from upstream.common.errors import bounded, near_miss, one_line
 from upstream.common.output import unbroken
-from upstream.common.stop import stoppable
+from upstream.common.stop import end_now, just_stopped, stoppable
 
 EXAMPLES = """\
 examples:
@@ -239,15 +237,21 @@ def main(argv: list[str] | None = None) -> int:
         return _call(args)
 
 
+def _stopped() -> int:
+    print("\nstopped; the same command goes on from here", file=sys.stderr)
+    return STOPPED
+
+
 def _call(args: argparse.Namespace) -> int:
     try:
         room = "downstream" if args.command in REPORTS else "merging"
         call = getattr(importlib.import_module(f"{room}.commands"), args.command)
         return int(call(args) or 0)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return STOPPED
+        return _stopped()
     except Exception as error:
+        if just_stopped():
+            return _stopped()
         if args.debug:
             traceback.print_exc()
         line = one_line(error, "what the same command prints with --debug")
@@ -258,8 +262,6 @@ def _call(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     with stoppable():
         status = main()
-    if status == STOPPED:  # the threads of killed workers may wait for each other for ever
-        end = threading.Timer(5.0, os._exit, [status])
-        end.daemon = True
-        end.start()
+    if status == STOPPED:
+        end_now(status)
     sys.exit(status)
