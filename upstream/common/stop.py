@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ GRACE = 5.0  # seconds in which a second signal is ignored: workers are being en
 AGAIN = 6.0  # seconds, more than GRACE
 PATIENCE = 5.0  # seconds for what has to be undone at the end
 
-_last = -GRACE  # when a signal raised KeyboardInterrupt
+_last = -math.inf  # when a signal raised KeyboardInterrupt
 
 
 @contextlib.contextmanager
