@@ -372,7 +372,7 @@ def test_a_state_that_cannot_be_kept_costs_nothing(
     assert call(*words, "--results", tmp_path / "r") == 0
     assert "no state is kept" in capsys.readouterr().err
     assert len(scores(tmp_path / "r")) == 2
-    assert not [path for path in (tmp_path / "r").rglob("*.lease")]
+    assert not list((tmp_path / "r").rglob("*.lease"))
 
 
 def test_where_all_cells_fail_the_last_line_says_so(
