@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from upstream.common.schema import (
 from upstream.features.codec import Kind
 
 T = TypeVar("T")
+HALF = re.compile("[\ud800-\udfff]")  # half a character, as of a file's name that is not UTF-8
 RECIPES = PROJECT / "recipes"
 Rate = Annotated[float, Bound(0, 100, open_low=True, open_high=True)]  # a learning rate
 
@@ -205,6 +207,13 @@ def examples(recipe: Recipe, results: Path) -> list[Example]:
     found = list(reader(root, **options, **given))
     if not found:
         raise UserError(f"{where}: no utterances in {root}")
+    for example in found:
+        texts = (example.id, example.target, example.speaker, example.group)
+        if HALF.search("".join(texts)):
+            raise UserError(
+                f"{where}: utterance {example.id!r:.80} has a text that is not UTF-8 (half a "
+                "character); rename the file, or mend the table"
+            )
     beside, where = str(Path(recipe.path).parent), f"{recipe.path}: lexicon"
     lexicons = [expand(path, where, RECIPE=beside) for path in recipe.lexicon]
     return to_phones(found, lexicons) if lexicons else found
