@@ -317,7 +317,10 @@ def _call(args: argparse.Namespace) -> int:
 def console() -> NoReturn:
     """The command `speech-ft-bench`: `main` on the command line, then the exit status."""
     with stoppable():
-        status = main()
+        try:
+            status = main()
+        except KeyboardInterrupt:  # before a command began
+            status = _stopped()
     if status == STOPPED:
         end_now(status)
     sys.exit(status)

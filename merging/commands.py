@@ -259,10 +259,6 @@ def _tell_files_run() -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """What trained heads say of other audio: predict --upstream X --downstream asr my.wav"""
-    from upstream.audio import load  # a file that cannot be read is told before all else
-
-    for path in args.files:
-        load(path)
     from downstream import recipe as task_recipes
     from downstream.recipe import suite_folder
     from downstream.report.groups import results_of
@@ -281,6 +277,10 @@ def predict(args: argparse.Namespace) -> None:
         )
     newest = max(cells, key=lambda r: r.score.created).cell.revision
     cells = [r for r in cells if r.cell.revision == newest]
+    from upstream.audio import load  # a file that cannot be read is told before the rest
+
+    for path in args.files:
+        load(path)
     upstream = named(args).load().eval()
     if upstream.fingerprint() != cells[0].cell.fingerprint:
         raise UserError(

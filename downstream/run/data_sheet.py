@@ -81,7 +81,7 @@ class DataSheet:
         ]
         if not any([*self.shared_speakers.values(), *self.shared_audio.values()]):
             lines.append("no speaker and no audio is in two splits")
-        lines += [f"runs {path}" for path in self.code]
+        lines += [f"ran {path}" for path in self.code]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return f"{self.recipe}\n{text(table)}\n{wrapped(lines)}"
 

@@ -19,7 +19,7 @@ from upstream import dsp
 torchaudio = optional("torchaudio")
 kaldi = optional("torchaudio.compliance.kaldi")
 LENGTHS = (1, 5, 399, 400, 401, 560, 12_345, 16_000)
-RATES = (7_999, 8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
+RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
 
 
 def pattern() -> Tensor:
