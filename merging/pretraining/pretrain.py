@@ -23,7 +23,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-import torchaudio
 import transformers
 import yaml
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ from downstream.recipe import read_corpus
 from merging.pretraining.hubert import Model, encode, new_model, save
 from merging.pretraining.stem import HOP, Stem, schedule, stem_outputs, train_stem, update
 from merging.pretraining.targets import masked_spans, mfcc_targets
-from upstream import audio
+from upstream import audio, dsp
 from upstream.base import SAMPLE_RATE
 from upstream.checkpoints.tensor_files import load_state, save_state
 from upstream.common import DATA, PROJECT, disk
@@ -120,7 +119,7 @@ def _read(paths: Iterable[str], speed: float) -> Iterator[Tensor]:
         wav = audio.load(path)
         if speed != 1.0:
             rate = round(SAMPLE_RATE * speed)
-            wav = torchaudio.functional.resample(wav, rate, SAMPLE_RATE).clamp(-1, 1)
+            wav = dsp.resample(wav, rate, SAMPLE_RATE).clamp(-1, 1)
         yield (wav * 32767).to(torch.int16)
 
 

@@ -85,7 +85,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["check", "--recipe", str(folder / "task.yaml"), "--results", str(folder / "results")]
     assert benchmark.main(words) == 0
     text = capsys.readouterr().out
-    assert f"runs {folder}/mine.py" in text and "no speaker and no audio is in two" in text
+    assert f"ran {folder}/mine.py" in text and "no speaker and no audio is in two" in text
     assert benchmark.main([*words, "--format", "json"]) == 0
     sheet = json.loads(capsys.readouterr().out)
     assert sheet["code"][0] == f"{folder}/mine.py"

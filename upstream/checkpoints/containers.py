@@ -100,8 +100,16 @@ def _require_written(changed: State, output: Path) -> None:
     stored = open_container(output).tensors
     for name, tensor in changed.items():
         again = stored.get(name)
-        if again is None or again.dtype != tensor.dtype or not torch.equal(again, tensor):
+        if again is None or not _are_same(again, tensor):
             raise UserError(f"{output}: {name} reads back as something else; check the disk")
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Bit by bit: NaN is itself."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    flat = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(*flat)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -45,8 +45,6 @@ def one_line(error: BaseException, more: str) -> str:
         return text
     if line := packages.import_failure(error):
         return line
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"unforeseen {type(error).__name__} at {Path(place.filename).name}:{place.lineno} "
-        f"({text[:300]}); please report it, with {more}"
-    )
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"unforeseen {type(error).__name__}{where} ({text[:300]}); please report it, with {more}"
