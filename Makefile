@@ -33,21 +33,11 @@ lock:
 benchmark: install
 	$(BIN)/python benchmark.py --upstream merged
 
-# Strategies on speakers with three fine-tuning seeds, other scenarios with SEEDS, in one table.
-SEEDS := 0
-DIR := recipes/demo/strategies
-BOTH := sid-stable sid-regular
-ALONE := sid-lora sid-dora sid-anchored
-COLLECTED := sid-early sid-ema sid-swa
-PAIRS := er-stable pr-stable joint replay masked
-ONCE := linear ties sequential sequential-plain
-UPSTREAMS := hubert_demo $(BOTH:%=,$(DIR)/%.yaml:alpha=1,0.25:seed=0,1,2) \
-	$(ALONE:%=,$(DIR)/%.yaml:alpha=1:seed=0,1,2) $(COLLECTED:%=,$(DIR)/%.yaml:seed=0,1,2) \
-	$(PAIRS:%=,$(DIR)/%.yaml:alpha=1,0.25:seed=$(SEEDS)) $(ONCE:%=,$(DIR)/%.yaml:seed=$(SEEDS))
+# Strategies on speakers with three fine-tuning seeds, other scenarios with one, in one table.
+STRATEGIES := recipes/demo/strategies
 
 strategies: install
-	$(BIN)/python benchmark.py --suite $(DIR) --reference hubert_demo --upstream '$(UPSTREAMS)'
-	$(BIN)/python benchmark.py matrix --suite $(DIR)
+	$(BIN)/python benchmark.py --suite $(STRATEGIES) --upstream $(STRATEGIES)/study.yaml
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: no traceback
+
 import argparse
 import importlib
 import importlib.util
+import itertools
 import math
 import os
 import re
@@ -14,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def require_own_packages() -> None:
@@ -36,12 +42,12 @@ def require_own_packages() -> None:
 
 
 require_own_packages()  # before any of them is imported
-# ruff: noqa: E402
 
 from upstream.checkpoints import FORMATS
 from upstream.common import shipped
 from upstream.common.disk import guard
-from upstream.common.errors import near_miss, one_line
+from upstream.common.errors import bounded, near_miss, one_line
+from upstream.common.output import unbroken
 from upstream.common.stop import stoppable
 from upstream.common.text import escaped_output
 
@@ -63,6 +69,7 @@ COMMANDS = {  # what each does: an example
     "report": "All results as one HTML page, and figures for a paper: report --figures figures/",
     "share": "Scores as every_eval_ever's JSON, or in a model's card: share merged --output a.md",
     "similarity": "Hidden states and weights against the first's: similarity hubert_demo merged",
+    "fetch": "Download a suite's corpora, resumed and checked: fetch open --output /data/open",
     "list": "What there is, a line each: list upstreams",
     "describe": "An upstream's layers, size, fingerprint, licence, source: describe hubert_demo",
     "check": "The promises of an upstream, or a recipe: check --upstream mine.py:Mine",
@@ -76,6 +83,7 @@ COMMANDS = {  # what each does: an example
 REPORTS = (
     "compare",
     "errors",
+    "fetch",
     "matrix",
     "report",
     "share",
@@ -86,6 +94,16 @@ LISTS = ("upstreams", "tasks", "suites", "corpora", "heads", "methods", "publish
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line with the near match."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse tells what is missing before what is misspelt: here an unknown flag is first."""
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        words = args if args and self._subparsers is None else ()  # else a command's parser knows
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and not any(name.startswith(flag) for name in known):
+                self.error(f"unknown option {flag}{near_miss(flag, known)}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the line and exit with 2."""
         choice = re.fullmatch(
@@ -94,7 +112,7 @@ class Parser(argparse.ArgumentParser):
         if choice:
             known = [name.strip("' ") for name in choice[3].split(",")]
             message = f"unknown {choice[1]} {choice[2]!r}{near_miss(choice[2], known)}"
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {bounded(message)} (see {self.prog} --help)\n")
 
 
 def door() -> str:
@@ -194,7 +212,12 @@ def parser() -> argparse.ArgumentParser:
     flag("--suite", default="demo", help="of the results to show (default: demo)")
     flag("--base", help="the pre-trained upstream (default: what most others grew from)")
     flag("--format", default="text", choices=("text", "md", "csv", "json", "latex"))
+    flag = commands["fetch"].add_argument
+    flag("suite")
+    flag("--output", type=Path, help="the folder of all corpora (default: the suite's variable)")
     commands["list"].add_argument("what", choices=LISTS)
+    commands["list"].add_argument("name", nargs="?", help="what one of them takes: its options and "
+                                  "what they mean, e.g. list corpora manifest")  # fmt: skip
     commands["list"].set_defaults(command="list_")  # the function's name
     commands["describe"].add_argument("upstream")
     flag = commands["predict"].add_argument
@@ -206,7 +229,10 @@ def parser() -> argparse.ArgumentParser:
          help="as in the run, where the task's recipe names Python of your own")  # fmt: skip
     either = commands["check"].add_mutually_exclusive_group()  # neither: doctor
     either.add_argument("--upstream")
-    either.add_argument("--recipe", type=_recipe, help="a recipe, or a folder of them")
+    either.add_argument("--recipe", type=_recipe,
+                        help="of a task, or a folder of them: prints what its corpus is, split by "
+                        "split; `list corpora manifest` tells a table's columns")  # fmt: skip
+    commands["check"].add_argument("--format", default="text", choices=("text", "json"))
     flag = commands["finetune"].add_argument
     flag("recipe", type=_recipe)
     flag("--set", action="append", default=[], metavar="KEY=VALUE",
@@ -259,10 +285,12 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv = ["run", *argv]
     args = parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):  # any name, on any terminal
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     guard(args.results)
+    with unbroken():
+        return _call(args)
+
+
+def _call(args: argparse.Namespace) -> int:
     try:
         if args.command == "check" and not (args.upstream or args.recipe):
             args.command = "doctor"
@@ -274,9 +302,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return STOPPED
-    except BrokenPipeError:  # `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if args.debug:
             traceback.print_exc()

@@ -30,6 +30,7 @@ class Example(NamedTuple):
     speaker: str  # several, if more than one speaks: `a + b`
     split: str
     group: str = ""  # language, accent, microphone, ...: scores are also given group by group
+    channel: int | None = None  # the one that is heard, counted from 0; None: the average of all
 
 
 class Item(NamedTuple):
@@ -47,6 +48,11 @@ class Tally(NamedTuple):
 
     errors: float
     total: float
+
+
+def listing(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and that there are more."""
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def _clusters(fold: str, speaker: str) -> tuple[str, ...]:
@@ -218,6 +224,14 @@ class Task:
     def excerpt(self, target: str, start: float, end: float) -> str:
         """The target of a crop, `start` to `end` in seconds: usually that of the whole."""
         return target
+
+    def last_second(self, target: str) -> float:
+        """Until when a target speaks of its audio, in seconds; 0 for one without times."""
+        return 0.0
+
+    def doubts(self, items: Sequence[Item]) -> list[str]:
+        """What is odd about a split, train too, that can be used all the same: a line each."""
+        return []
 
     def admits(self, metric: Metric) -> bool:
         """Whether a metric that a recipe names can score the records: here it compares texts."""

@@ -12,14 +12,21 @@ from upstream.common import disk
 from upstream.common.errors import UserError, near_miss, one_line
 
 if TYPE_CHECKING:
+    from downstream.recipe import Recipe
     from downstream.run.prepare import Prepared
     from downstream.run.schedule import RunOptions
 
 
 def tasks(args: argparse.Namespace) -> list[Prepared]:
     """The chosen tasks of the suite with their corpora read."""
-    from downstream import recipe
     from downstream.run.prepare import prepare
+
+    return [prepare(task, args.results) for task in recipes(args)]
+
+
+def recipes(args: argparse.Namespace) -> list[Recipe]:
+    """The chosen tasks of the suite; no corpus is read. Raises UserError for a wrong name."""
+    from downstream import recipe
 
     suite, overrides = recipe.suite(args.suite), recipe.overrides(args.set)
     chosen = args.downstream.split(",") if args.downstream is not None else list(suite)
@@ -28,8 +35,7 @@ def tasks(args: argparse.Namespace) -> list[Prepared]:
             raise UserError(f"unknown task {name!r} in suite {args.suite}{near_miss(name, suite)}")
         if chosen.count(name) > 1:
             raise UserError(f"--downstream names {name} twice")
-    recipes = [recipe.load(suite[name], overrides) for name in chosen]
-    return [prepare(task, args.results) for task in recipes]
+    return [recipe.load(suite[name], overrides) for name in chosen]
 
 
 def settings(args: argparse.Namespace) -> RunOptions:
@@ -102,16 +108,23 @@ def errors(args: argparse.Namespace) -> None:
     from downstream.report.results import load_results
     from downstream.report.wrong import compared, render
 
+    suite = Path(args.suite).name
+    rows = compared(args.a, args.b, args.downstream, suite, load_results(args.results))
     paths = {}
     try:
         prepared, *_ = tasks(args)
         paths = {item.id: clip.path for item, clip in zip(prepared.items, prepared.clips)}
     except UserError as error:  # results outlive their corpora
         print(f"benchmark.py: no paths of audio: {one_line(error, '')}", file=sys.stderr)
-    suite = Path(args.suite).name
-    known = load_results(args.results)
-    rows = compared(args.a, args.b, args.downstream, suite, known, paths)
+    rows = [row._replace(path=paths.get(row.id, "")) for row in rows]
     print(render(args.a, args.b, rows, args.limit, args.format))
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """Download a suite's corpora, resumed and checked: fetch open --output /data/open"""
+    from downstream.fetch import fetch
+
+    fetch(args.suite, args.output)
 
 
 def report(args: argparse.Namespace) -> None:

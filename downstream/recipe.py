@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import downstream.corpora  # noqa: F401 - registers the readers
 from downstream.base import CORPORA, HEADS, METRICS, TASKS, Example, Labels, Task
+from downstream.corpora.common import require_text
 from downstream.tasks.heads import Head
-from downstream.tasks.lexicon import to_phones
+from downstream.tasks.lexicon import KNOWN, to_phones
 from upstream.common import DATA, shipped, user_code
 from upstream.common.errors import UserError, near_miss
 from upstream.common.registry import Registry
@@ -194,20 +196,55 @@ def named(registry: Registry[T], name: Any, where: str) -> T:
 def examples(recipe: Recipe, results: Path) -> list[Example]:
     """The recipe's corpus, phones as targets where a lexicon is given. Raises UserError.
 
-    `$RESULTS` in `root` is the results folder; `$RECIPE` in `lexicon` is the recipe's own folder.
+    `$RESULTS` is the results folder, `$RECIPE` the recipe's own. A relative `root` or lexicon is
+    looked for beside the recipe and where one stands; two that differ are a UserError. With
+    `tokens: train` a lexicon may have any phones.
     """
-    where = f"{recipe.path}: corpus"
-    options = {k: v for k, v in recipe.corpus.items() if k not in ("name", "root")}
-    root = expand(recipe.corpus["root"], f"{where}: root", RESULTS=str(results))
-    reader = CORPORA.named(recipe.corpus["name"])
+    root = _located(recipe, recipe.corpus["root"], f"{recipe.path}: corpus: root", results)
+    found = read_corpus(recipe.corpus, f"{recipe.path}: corpus", results, root)
+    if not recipe.lexicon:
+        return found
+    where = f"{recipe.path}: lexicon"
+    lexicons = [_located(recipe, path, where, results) for path in recipe.lexicon]
+    return to_phones(found, lexicons, None if recipe.tokens == "train" else KNOWN)
+
+
+def read_corpus(
+    corpus: Mapping[str, Any], where: str, results: Path, root: Path | None = None
+) -> list[Example]:
+    """What the reader `name` finds in `root` with the other options. Raises UserError.
+
+    root: where the corpus lies, if not at the path that `corpus` names.
+    """
+    for key in ("name", "root"):
+        if key not in corpus:
+            raise UserError(f"{where}: missing key {key!r}")
+    options = {k: v for k, v in corpus.items() if k not in ("name", "root")}
+    root = root or expand(corpus["root"], f"{where}: root", RESULTS=str(results))
+    reader = named(CORPORA, corpus["name"], f"{where}: name")
     given = {"results": results} if "results" in inspect.signature(reader).parameters else {}
     options = bind(reader, options, where, given=("root", "results"))
     found = list(reader(root, **options, **given))
     if not found:
         raise UserError(f"{where}: no utterances in {root}")
-    beside, where = str(Path(recipe.path).parent), f"{recipe.path}: lexicon"
-    lexicons = [expand(path, where, RECIPE=beside) for path in recipe.lexicon]
-    return to_phones(found, lexicons) if lexicons else found
+    for example in found:
+        require_text(f"{example.id}{example.speaker}{example.target}{example.group}", example.path)
+    return found
+
+
+def _located(recipe: Recipe, text: str, where: str, results: Path) -> Path:
+    """A path of a recipe; a relative one beside it, or else as it is. Raises UserError for both."""
+    folder = Path(recipe.path).parent
+    path = expand(text, where, RESULTS=str(results), RECIPE=str(folder))
+    if path.is_absolute() or text.startswith(("$", "~")):
+        return path
+    beside = folder / path
+    if not os.path.exists(beside):
+        return path
+    if os.path.exists(path) and not os.path.samefile(path, beside):
+        fault = f"{text} is both {beside.absolute()} and {path.absolute()}"
+        raise UserError(f"{where}: {fault}; write $RECIPE/{text} or an absolute path")
+    return beside
 
 
 def suites() -> list[Path]:

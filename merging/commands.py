@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import inspect
+import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from downstream.commands import settings, tasks, writable
+from downstream.commands import recipes, settings, tasks, writable
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from downstream.recipe import Recipe
     from downstream.run.schedule import Request
+    from upstream.common.registry import Registry
 
 LARGEST_CARD = 1 << 20  # bytes
 LISTS = {  # what `list` knows: where its registry is
@@ -37,10 +40,14 @@ def run(args: argparse.Namespace) -> None:
     from downstream.report.groups import name
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
-    from merging.requests import costs, requests
+    from merging import study
+    from merging.requests import costs, requests, require_names
 
-    how, suite = settings(args), suite_folder(args.suite)
-    numbers = published.chosen(args.published)
+    args.upstream, bases = study.expand(args.upstream, args.results)
+    suite, numbers = suite_folder(args.suite), published.chosen(args.published)
+    recipes(args)
+    require_names(args.upstream, suite, args.results, args.reference)
+    how = settings(args)
     if args.from_scratch:
         from merging.pretraining.pretrain import from_scratch
 
@@ -63,8 +70,14 @@ def run(args: argparse.Namespace) -> None:
         raise failed
     # a merged upstream is also shown against the fine-tuned one that it came from
     tuned = [each.name for each in work.identities if each.name.split(":")[0] == "finetuned"]
-    references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned])))
-    print(table.show(table.summary(mine, suite.name, references, numbers)))
+    references = list(dict.fromkeys(filter(None, [args.reference or reference, *tuned, *bases])))
+    if bases:
+        from downstream.report.matrix import matrix
+        from downstream.report.matrix_view import render
+
+        print(*(render(matrix(mine, suite.name, base), "text") for base in bases), sep="\n\n")
+    else:
+        print(table.show(table.summary(mine, suite.name, references, numbers)))
     print("".join(f"{line}\n" for line in costs(upstreams)), end="")
     written = table.write(args.results, results, references, numbers)
     share.update_cards(mine, args.results / "upstreams")
@@ -88,9 +101,14 @@ def plan(args: argparse.Namespace) -> None:
     """What a run would keep, compute and cost; builds nothing: plan --upstream merged"""
     from downstream.recipe import suite_folder
     from downstream.run.estimate import describe
-    from merging.requests import requests, unbuilt
+    from merging import study
+    from merging.requests import requests, require_names, unbuilt
 
-    how, suite = settings(args), suite_folder(args.suite)
+    args.upstream, _ = study.expand(args.upstream, args.results)
+    suite = suite_folder(args.suite)
+    recipes(args)
+    require_names(args.upstream, suite, args.results, args.reference)
+    how = settings(args)
     upstreams, _ = requests(args.upstream, suite, args.results)
     waiting = {each.name: needs for each in upstreams if (needs := unbuilt(each))}
     print(describe(upstreams, waiting, tasks(args), args.seeds, how))
@@ -98,19 +116,15 @@ def plan(args: argparse.Namespace) -> None:
 
 def similarity(args: argparse.Namespace) -> None:
     """Hidden states and weights against the first upstream's: similarity hubert_demo merged"""
-    import merging  # noqa: F401 - registers what is built here
-    from merging.built import is_built
-    from upstream.resolve import require
-
     specs = [args.reference, *args.others]
-    for spec in specs:
-        if not is_built(spec):
-            require(spec)
     from downstream.recipe import suite_folder
     from merging import similarity
-    from merging.requests import requests
+    from merging.requests import requests, require_names
 
-    how, suite = settings(args), suite_folder(args.suite)
+    suite = suite_folder(args.suite)
+    recipes(args)
+    require_names(",".join(specs), suite, args.results, held=True)
+    how = settings(args)
     with contextlib.redirect_stdout(sys.stderr):  # what is built on the way is no JSON
         audio = similarity.draw(tasks(args), args.utterances, args.seed)
         (first, *others), _ = requests(",".join(specs), suite, args.results, how, held=True)
@@ -119,7 +133,10 @@ def similarity(args: argparse.Namespace) -> None:
 
 
 def list_(args: argparse.Namespace) -> None:
-    """What there is, a line each: list upstreams"""
+    """What there is, a line each: list upstreams; or what one takes: list corpora manifest"""
+    if args.name is not None:
+        print(_described(args.what, args.name))
+        return
     if args.what == "suites":
         from downstream import recipe
 
@@ -129,13 +146,38 @@ def list_(args: argparse.Namespace) -> None:
 
         rows = [*published.about()]
     else:
-        import merging  # noqa: F401 - registers what is built here
-
-        module, _, attribute = LISTS[args.what].partition(":")
-        registry = getattr(importlib.import_module(module), attribute)
+        registry = _registry(args.what)
         rows = [(name, registry.about(name)) for name in sorted(registry)]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
+
+
+def _registry(what: str) -> Registry[Any]:
+    import merging  # noqa: F401 - registers what is built here
+
+    module, _, attribute = LISTS[what].partition(":")
+    registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
+    return registry
+
+
+def _described(what: str, name: str) -> str:
+    """One line on an entry of a list, its options with their defaults, and its documentation."""
+    if not LISTS[what]:
+        raise UserError(f"list {what}: takes no name")
+    registry = _registry(what)
+    entry = registry[name]
+    parts = [f"{name}: {registry.about(name)}"]
+    if inspect.isroutine(entry) or inspect.isclass(entry):
+        options = inspect.signature(entry).parameters.values()
+        parts.append("\n".join(map(_option, options)))
+        parts.append(inspect.getdoc(entry) or "")
+    return "\n\n".join(filter(None, parts))
+
+
+def _option(option: inspect.Parameter) -> str:
+    """`  name: type = default`."""
+    default = "" if option.default is option.empty else f" = {option.default!r}"
+    return f"  {option.name}: {option.annotation}{default}"
 
 
 def named(args: argparse.Namespace) -> Request:
@@ -183,24 +225,24 @@ def check(args: argparse.Namespace) -> int:
     """The promises of an upstream, or a recipe: check --upstream mine.py:Mine"""
     if args.recipe:
         from downstream import recipe
-        from downstream.run.prepare import prepare
+        from downstream.run.data_sheet import data_sheet
 
         suite = args.recipe.is_dir()
         paths = list(recipe.suite(str(args.recipe)).values()) if suite else [args.recipe]
         for path in paths:
-            prepared = prepare(recipe.load(path), args.results)
-            for fold, split in prepared.splits.items():
-                counts = {part: len(indices) for part, indices in split.items()}
-                print(*([path.stem] * suite), fold or "corpus", counts)
-        _tell_files_run()
+            sheet = data_sheet(recipe.load(path), args.results)
+            print(sheet.as_json() if args.format == "json" else sheet.as_text())
         return 0
     request = named(args)
     from upstream.check import check as promises
 
     rows = promises(request.load())
-    for row in rows:
-        print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
-    _tell_files_run()
+    if args.format == "json":
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+    else:
+        for row in rows:
+            print(f"{'kept  ' if row.kept else 'BROKEN'}  {row.name:<28} {row.evidence}")
+        _tell_files_run()
     return 0 if all(row.kept for row in rows) else 1
 
 

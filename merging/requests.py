@@ -28,9 +28,9 @@ from merging.tuning.recipe import load_recipe as load_tuning
 from merging.write import RECORD, as_encoder
 from upstream.checkpoints.write import WEIGHTS
 from upstream.common import disk
-from upstream.common.errors import UserError
+from upstream.common.errors import UserError, near_miss
 from upstream.encoder.export import export as write_encoder
-from upstream.resolve import beside, call, canonical, parse, split_specs
+from upstream.resolve import beside, call, canonical, parse, ready, split_specs
 
 Untrained = tuple[TuningRecipe, tuple[Prepared, ...]]  # with the corpora of its objectives
 RECORDS = (RECORD, TUNED)
@@ -111,6 +111,47 @@ def requests(
     (of every seed). With `options` all is chosen and built; without, what is not built yet stays a
     recipe. held: as of `request`.
     """
+    listed, reference = _listed(specs, suite, results, held)
+    if options and options.executor != LOCAL:
+        _build_elsewhere(listed, options)
+    return [_settled(each, options) for each in listed], reference
+
+
+def require_names(
+    specs: str, suite: Path, results: Path, reference: str | None = None, held: bool = False
+) -> None:
+    """Raise what `requests` would for any wrong name, option or recipe, those of recipes too.
+
+    reference: what differences are to be taken from; it must be one of the upstreams. Nothing is
+    built and no corpus is read; a model of the hub is fetched. held: as of `request`.
+    """
+    listed, _ = _listed(specs, suite, results, held)
+    for each in listed:
+        _require(each)
+    names = [each.name for each in listed]
+    if reference and canonical(reference.split("@")[0]) not in names:
+        raise UserError(f"--reference {reference}: not scored here{near_miss(reference, names)}")
+
+
+def _require(upstream: Request) -> None:
+    ready(upstream.spec, **upstream.options)
+    if not (built := _built(upstream)):
+        return
+    _require(_base(built))
+    for name in built.plan.tuned:
+        run = made(name)
+        if not run:
+            ready(beside(name, built.recipe.parent))
+            continue
+        path = built.recipe.parent / run.recipe
+        recipe = load_tuning(path, run.changes)
+        with opening(path):
+            base = beside(recipe.upstream, path.parent)
+            _require(request(base, path.parent, built.results))
+
+
+def _listed(specs: str, suite: Path, results: Path, held: bool) -> tuple[list[Request], str | None]:
+    """As `requests`, but nothing is looked up. Raises UserError for a name that comes twice."""
     groups, reference = curves(specs), None
     listed = [request(spec, suite, results, held) for group in groups for spec in group]
     built = _built(listed[0])
@@ -127,9 +168,7 @@ def requests(
     for name in shown:
         if shown.count(name) > 1:
             raise UserError(f"upstream {name} is named twice")
-    if options and options.executor != LOCAL:
-        _build_elsewhere(listed, options)
-    return [_settled(each, options) for each in listed], reference
+    return listed, reference
 
 
 def _build_elsewhere(listed: Sequence[Request], options: RunOptions) -> None:

@@ -302,6 +302,17 @@ def test_list(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected[what] in capsys.readouterr().out
 
 
+def test_list_tells_what_one_entry_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("list", "corpora", "manifest") == 0
+    text = capsys.readouterr().out
+    for words in ("channel: str | None = 'channel'", "split_by", "`folds: 5`", "0 is the first"):
+        assert words in text, text
+    assert call("list", "tasks", "asr") == call("list", "methods", "linear") == 0
+    assert call("list", "corpora", "manifst") == 2
+    assert "did you mean manifest?" in capsys.readouterr().err
+    assert call("list", "suites", "demo") == 2
+
+
 def test_describe_check_finetune_merge_export(
     recipes: Path,
     tmp_path: Path,
@@ -353,3 +364,55 @@ def test_one_folder_is_one_upstream_however_it_is_spelt(
     assert "2 cells kept, 0 to compute" in capsys.readouterr().out
     where = ("--results", tmp_path / "r")
     assert call("compare", f"hf:{folder}/", folder, *where) == 0
+
+
+def test_a_state_that_cannot_be_kept_costs_nothing(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk inside torch.save: the heads are trained all the same, and no lease stays."""
+    from upstream.checkpoints import tensor_files
+
+    def full(*_: object, **__: object) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("unexpected pos 704 vs 598") from error
+
+    monkeypatch.setattr(tensor_files.torch, "save", full)
+    words = ("--upstream", "fbank", "--suite", suite, "--downstream", "label", "--workers", 1)
+    assert call(*words, "--results", tmp_path / "r") == 0
+    assert "no state is kept" in capsys.readouterr().err
+    assert len(scores(tmp_path / "r")) == 2
+    assert not list((tmp_path / "r").rglob("*.lease"))
+
+
+def test_where_all_cells_fail_the_last_line_says_so(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from downstream.run import heads
+    from upstream.common.errors import UserError
+
+    def full(*_: object) -> None:
+        raise UserError("head.safetensors: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(heads, "keep", full)
+    words = ("--upstream", "fbank", "--suite", suite, "--downstream", "label", "--workers", 1)
+    assert call(*words, "--results", tmp_path / "r") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "2 of 2 cells failed" in last and "no results" not in last
+    assert not list((tmp_path / "r").rglob("*.lease"))
+
+
+def test_check_says_which_files_it_ran(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("check", "--results", tmp_path / "r", "--recipe")
+    assert call(*words, suite) == 0
+    out = capsys.readouterr().out
+    assert "label" in out and "word" in out
+    code = suite / "mine.py"
+    code.write_text("from downstream.tasks.sid import CLASSIFY as TASK\n")
+    text = (suite / "label.yaml").read_text().replace("task: classify", "task: mine.py:TASK")
+    (suite / "label.yaml").write_text(text)
+    assert call(*words, suite / "label.yaml") == 0
+    assert f"ran {code}" in capsys.readouterr().out

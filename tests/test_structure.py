@@ -45,3 +45,30 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--upstream merged" in done.stdout
+
+
+WRITERS = {
+    "unlink", "rmtree", "rmdir", "mkdir", "makedirs", "touch", "rename", "replace", "renames",
+    "write_text", "write_bytes", "symlink_to", "copyfile", "copytree", "move",
+}  # fmt: skip
+# places that `disk` gave to write to; what is no file of a results folder
+MAY_WRITE = {
+    "upstream/features/store.py: rmdir", "downstream/run/beats.py: write_text",
+    "downstream/report/share.py: write_bytes", "downstream/commands.py: touch",
+    "merging/cost.py: write_text",
+}  # fmt: skip
+
+
+def test_files_are_written_and_removed_in_one_module() -> None:
+    """A stranger's link is refused in `upstream/common/disk.py`, and nobody goes past it."""
+    found = set()
+    for path in FILES:
+        where = str(path.relative_to(ROOT))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name, owner = node.func.attr, ast.unparse(node.func.value)
+            text = name in ("replace", "rename") and owner not in ("os", "path", "Path")
+            if name in WRITERS and owner != "disk" and not text:
+                found.add(f"{where}: {name}")
+    assert found - {f for f in found if "common/disk.py" in f} == MAY_WRITE

@@ -4,55 +4,52 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import soundfile
 import torch
 from torch import Tensor
 
-from upstream import dsp
+from upstream import dsp, mpeg
+from upstream.audio_length import wrong_length
 from upstream.base import SAMPLE_RATE
 from upstream.common import disk
 from upstream.common.errors import UserError
 
 OVERSHOOT = 0.5  # seconds; segment lists are often rounded up a little past the end of the file
-# sox and ffmpeg write this or more as the data size when they write to a pipe
-STREAMED = 0x7FFFF000
 DENSEST = 8192  # samples per byte: more than any codec makes of silence
 BLOCK = 1 << 24  # samples read at once: a header that lies allocates no more
-OGG_PAGE = 65_307  # bytes of the largest
-# how libsndfile's log tells that a file is shorter than its header says; frames are cut silently
-CUT = re.compile(
-    r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE
-)
 LARGEST_KERNEL = 10_000_000  # numbers; 44.1 kHz needs 71 thousand, 44.101 kHz 706 million
 
 
-def load(path: str | Path, start: float | None = None, end: float | None = None) -> Tensor:
-    """Read `path` (seconds `start` to `end`) as [N] float32 at 16 kHz, channels averaged.
+class Facts(NamedTuple):
+    """What a file is, without decoding it."""
 
-    Raises UserError for a missing, truncated, empty or non-finite file, naming it, and for a part
-    that lies outside the file. An utterance of a few milliseconds is legal audio.
+    seconds: float
+    channels: int
+    rate: int  # Hz
+
+
+def load(
+    path: str | Path,
+    start: float | None = None,
+    end: float | None = None,
+    channel: int | None = None,
+) -> Tensor:
+    """Read `path` (seconds `start` to `end`) as [N] float32 at 16 kHz.
+
+    channel: one of them, counted from 0; None: their average. Raises UserError for a missing,
+    truncated, empty or non-finite file and one whose header does not say how long it is, naming
+    it, and for a part or a channel that the file does not have. An utterance of a few milliseconds
+    is legal audio.
     """
-    with _open(path) as file:
-        rate = file.samplerate
-        first, last = _part(path, file.frames, rate, start, end)
-        blocks: list[Tensor] = []
-        try:
-            file.seek(first)
-            for place in range(first, last, BLOCK):
-                samples = file.read(min(BLOCK, last - place), "float32", always_2d=True)
-                blocks.append(torch.from_numpy(samples).mean(1))
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise UserError(
-                f"{path}: truncated or damaged ({_reason(error)}); copy it again"
-            ) from error
-    wav = torch.cat(blocks)
-    if len(wav) < last - first:
-        raise UserError(
-            f"{path}: truncated, {len(wav)} of {last - first} samples are there; copy it again"
-        )
+    samples, rate = read(path, start, end)
+    if channel is None:
+        wav = samples.mean(1)
+    else:
+        _require_channel(path, samples.shape[1], channel)
+        wav = samples[:, channel].clone()
     if not torch.isfinite(wav).all():
         raise UserError(
             f"{path}: holds NaN or infinite samples; write the file again or drop the row"
@@ -68,11 +65,61 @@ def load(path: str | Path, start: float | None = None, end: float | None = None)
     return dsp.resample(wav, rate, SAMPLE_RATE)
 
 
+def read(
+    path: str | Path, start: float | None = None, end: float | None = None
+) -> tuple[Tensor, int]:
+    """Samples [N, channels] float32 as they are in the file, and its rate. Raises UserError."""
+    with _open(path) as file:
+        first, last = _part(path, file.frames, file.samplerate, start, end)
+        blocks: list[Tensor] = []
+        try:
+            skip = first
+            if first and file.seekable():
+                file.seek(first)
+                skip = 0
+            for place in range(first - skip, last, BLOCK):
+                block = file.read(min(BLOCK, last - place), "float32", always_2d=True)
+                blocks.append(torch.from_numpy(block))
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: truncated or damaged ({_reason(error)}); copy it again"
+            ) from error
+        rate = file.samplerate
+    samples = torch.cat(blocks)[skip:]
+    if len(samples) < last - first:
+        raise UserError(
+            f"{path}: truncated, {len(samples)} of {last - first} samples are there; copy it again"
+        )
+    return samples, rate
+
+
 def seconds(path: str | Path, start: float | None = None, end: float | None = None) -> float:
-    """Length of a file or of a part of it from its header, without decoding. Raises UserError."""
+    """Length of a file or of a part of it, without decoding: what `load` gives. Raises UserError.
+
+    It is the header's, once the content bears it out; MP3 frames are counted.
+    """
     with _open(path) as file:
         first, last = _part(path, file.frames, file.samplerate, start, end)
         return (last - first) / file.samplerate
+
+
+def facts(path: str | Path) -> Facts:
+    """Length, channels and rate of a whole file, without decoding. Raises UserError."""
+    with _open(path) as file:
+        _part(path, file.frames, file.samplerate, None, None)
+        return Facts(file.frames / file.samplerate, file.channels, file.samplerate)
+
+
+def require_channel(path: str | Path, channel: int | None) -> None:
+    """Raises UserError if the file has no such channel (counted from 0); None: their average."""
+    if channel is not None:
+        _require_channel(path, facts(path).channels, channel)
+
+
+def _require_channel(path: str | Path, channels: int, channel: int) -> None:
+    if not 0 <= channel < channels:
+        last = f"0 to {channels - 1}" if channels > 1 else "only 0"
+        raise UserError(f"{path}: has no channel {channel}, {last}; they are counted from 0")
 
 
 def pad(wavs: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -85,36 +132,57 @@ def _open(path: str | Path) -> soundfile.SoundFile:
     size = disk.require_file(path).st_size
     if size == 0:
         raise UserError(f"{path}: is an empty file (0 bytes); copy it again or drop the row")
+    file = _sound(path, os.fsencode(path))
     try:
-        file = soundfile.SoundFile(os.fsencode(path))
+        if file.format == "MP3":
+            return _of_mpeg(path, file)
+        fault = ""
+        if file.frames > 2**60:  # libsndfile's "unknown": the encoder wrote to a pipe
+            fault = "its header does not say how long it is; encode it again to a file"
+        elif file.frames > size * DENSEST:
+            fault = f"its header claims {file.frames} samples in {size} bytes; encode it again"
+        else:
+            with open(path, "rb") as content:
+                fault = wrong_length(file, content, size)
+        if fault:
+            raise UserError(f"{path}: {fault}")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _sound(path: str | Path, source: bytes | BinaryIO) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(source)
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
     except (TypeError, ValueError) as error:  # the name ends in .raw
         raise UserError(f"{path}: does not say its rate and type; convert it to WAV") from error
-    fault = ""
-    cut = CUT.search(file.extra_info)
-    if file.frames > 2**60:  # libsndfile's "unknown": the encoder wrote to a pipe
-        fault = "its header does not say how long it is; encode it again to a file"
-    elif file.frames > size * DENSEST:
-        fault = f"its header claims {file.frames} samples in {size} bytes; encode it again"
-    elif cut and int(cut[2]) < int(cut[1]) < STREAMED:
-        fault = f"truncated, {cut[2]} of {cut[1]} bytes of audio are there; copy it again"
-    elif file.format == "OGG" and not _ogg_ends(path, size):
-        fault = "truncated, its last page does not end the stream; copy it again"
-    if fault:
+
+
+def _of_mpeg(path: str | Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
+    """An MP3 file whose count is right, or the same frames behind one that counts them."""
+    data = disk.read(Path(path))
+    try:
+        found = mpeg.stream(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    claimed, frames = found.claimed, found.frames
+    if claimed is None:
+        if file.frames == found.length:
+            return file
+        again = _sound(path, mpeg.counted(data, found))
         file.close()
-        raise UserError(f"{path}: {fault}")
+        return again
+    if claimed > frames:
+        raise UserError(f"{path}: truncated, {frames} of {claimed} frames are there; copy it again")
+    if claimed < frames:
+        raise UserError(
+            f"{path}: its header says {claimed} frames, but {frames} are there, as if files were "
+            "joined; decode it with ffmpeg or sox and write it again"
+        )
     return file
-
-
-def _ogg_ends(path: str | Path, size: int) -> bool:
-    """Whether the last page says that it is the last (RFC 3533, section 6), and is whole."""
-    with open(path, "rb") as file:
-        file.seek(max(0, size - OGG_PAGE))
-        tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-    return bool(segments) and page[5] & 4 > 0 and len(page) >= 27 + len(segments) + sum(segments)
 
 
 def _reason(error: Exception) -> str:

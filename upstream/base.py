@@ -22,6 +22,10 @@ class Hidden(NamedTuple):
 
     def mean(self) -> Tensor:
         """[L, B, D]: the mean over each item's valid frames."""
+        if not self.layers.is_cuda:  # one by one: a sum rounds by how far its item is padded
+            items = enumerate(self.lens.tolist())
+            means = [self.layers[:, i, :n].contiguous().sum(1) / n for i, n in items]
+            return torch.stack(means, 1)
         mask = valid(self.lens, self.layers.shape[2])[None, :, :, None]
         summed = torch.where(mask, self.layers, 0).sum(2)  # 0 * NaN would spoil the sum
         return summed / self.lens.to(summed.dtype)[None, :, None]
@@ -41,11 +45,16 @@ class Upstream(nn.Module):
     licence: str = ""
     heard: frozenset[str] = frozenset()  # clips whose labels its training saw (features.clips)
     options: Mapping[str, Any] = {}  # how it was loaded
+    padding_matters: bool = False  # what else is in a batch changes hidden states (s3prl's code)
     evidence: Mapping[str, Any] = {}  # of what a user's own class does (user_class)
 
     def forward(self, wavs: Tensor, lens: Tensor) -> Hidden:
         """wavs [B, N] float32 zero-padded, lens [B] in samples."""
         raise NotImplementedError
+
+    def frames(self, samples: Tensor) -> Tensor | None:
+        """How many frames come of each length in samples [N], int64; None: a forward tells."""
+        return None
 
     def identity(self) -> dict[str, Any]:
         """Whatever besides the weights changes the output: class, source text, options."""

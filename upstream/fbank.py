@@ -42,6 +42,10 @@ class Fbank(Upstream):
         frames = torch.tensor([len(row) for row in rows], device=wavs.device)
         return Hidden(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)[None], frames)
 
+    def frames(self, samples: Tensor) -> Tensor:
+        """As of Upstream: 98 for 16000."""
+        return (samples.clamp(min=dsp.KALDI_WINDOW) - dsp.KALDI_WINDOW) // dsp.KALDI_HOP + 1
+
     def _features(self, wav: Tensor) -> Tensor:
         """[n] -> [T, 240]."""
         wav = F.pad(wav, (0, max(0, dsp.KALDI_WINDOW - len(wav))))

@@ -86,6 +86,17 @@ def require(spec: str) -> None:
         _loader(name)
 
 
+def ready(spec: str, **options: Any) -> None:
+    """Raise what `load` would for a name or an option, before hours of work; loads no weights.
+
+    A model of the hub is fetched, as `load` would.
+    """
+    _, arguments = call(spec, **options)
+    source = arguments.get("source")
+    if isinstance(source, Published):
+        _download(source.repository)
+
+
 def canonical(spec: str) -> str:
     """One spelling for each: `hf:folder/` is `folder`; a folder named like a row keeps its `./`."""
     name, _ = parse(spec)

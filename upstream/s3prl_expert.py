@@ -27,6 +27,8 @@ class S3PRL(Upstream):
     s3prl's `round(samples / rate)`, capped at what there is (Featurizer.tolist).
     """
 
+    padding_matters = True
+
     def __init__(self, expert: nn.Module, name: str) -> None:
         super().__init__()
         self.expert = expert.eval()

@@ -8,6 +8,11 @@ CORPORA.add(
     "voxceleb1_trials", "downstream.corpora.voxceleb1_trials:read", "VoxCeleb1 verification"
 )
 CORPORA.add("iemocap", "downstream.corpora.iemocap:read", "IEMOCAP, 4 classes, 5 sessions")
+CORPORA.add(
+    "speechocean762", "downstream.corpora.speechocean762:read", "speechocean762, 250 readers"
+)
+CORPORA.add("emodb", "downstream.corpora.emodb:read", "EmoDB, acted emotions, five folds")
+CORPORA.add("fsdd", "downstream.corpora.fsdd:read", "Free Spoken Digit Dataset, a fold a speaker")
 CORPORA.add("tedlium", "downstream.corpora.tedlium:read", "TED-LIUM 3, the first hours of it")
 CORPORA.add("timit", "downstream.corpora.timit:read", "TIMIT, phones in time, core test set")
 CORPORA.add("audio", "downstream.corpora.folder:read", "a folder of audio without labels")
@@ -19,6 +24,8 @@ CORPORA.add(
 )
 CORPORA.add("kaldi", "downstream.corpora.kaldi:read", "Kaldi data directories, one a split")
 CORPORA.add("lhotse", "downstream.corpora.lhotse:read", "Lhotse cuts, one .jsonl(.gz) a split")
+CORPORA.add("nemo", "downstream.corpora.nemo:read", "NeMo's manifests, one JSON file a split")
+CORPORA.add("common_voice", "downstream.corpora.common_voice:read", "Common Voice, one language")
 CORPORA.add("hf_datasets", "downstream.corpora.hf_datasets:read", "HF datasets on disk, Parquet")
 CORPORA.add("quesst2014", "downstream.corpora.quesst2014:read", "QUESST 2014, spoken queries")
 CORPORA.add("strings", "downstream.corpora.strings:read", "spoken digits to search for in strings")

@@ -135,7 +135,7 @@ def _text(value: Any, feature: Any, where: str) -> str:
         inner = feature[0] if isinstance(feature, list) and feature else feature
         inner = inner.get("feature", inner) if isinstance(inner, Mapping) else {}
         return " ".join(_text(item, inner, where) for item in value)
-    if value is None:
+    if value is None or value != value:
         return ""
     if isinstance(value, (dict, bytes)):
         raise UserError(f"{where} holds {type(value).__name__}, not text")

@@ -31,6 +31,15 @@ def require_folder(path: Path, option: str) -> Path:
     return path
 
 
+def require_text(text: str, path: str) -> None:
+    """Raises UserError for text that cannot be written as UTF-8, as the bytes of a file's name."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        fault = f"{text!a:.200} is not UTF-8; rename the file or write the table again"
+        raise UserError(f"{path!a:.300}: {fault}") from error
+
+
 def _beside(path: Path) -> str:
     """What may have been meant by a path that is not there; nothing among many audio files."""
     there = os.path.isdir(path.parent) and not os.path.exists(path)
@@ -49,7 +58,7 @@ def absent(paths: Sequence[str]) -> list[int]:
     def names(folder: str) -> frozenset[str]:
         try:
             return frozenset(os.listdir(folder or "."))
-        except OSError:
+        except (OSError, ValueError):  # no such folder, or no name of one
             return frozenset()
 
     pairs = enumerate(map(os.path.split, paths))

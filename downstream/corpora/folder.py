@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from downstream.base import Example
-from downstream.corpora.common import require_folder
+from downstream.corpora.common import require_folder, require_text
 from downstream.corpora.splits import Part, hashed
 from upstream.common.errors import UserError
 
 TYPES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".sph")
 
 
-def read(root: Path, *, dev: Part = 0.05) -> list[Example]:
+def read(root: Path, *, dev: Part = 0.05, without: Sequence[str] = ()) -> list[Example]:
     """All audio below `root`, with empty targets; each file is its own speaker.
 
     dev: the share of files, by the hash of their paths below `root`, that selects. A file stays in
-    its split whatever is added. Raises UserError for a folder without audio or too little of it.
+    its split whatever is added. without: patterns of paths below `root` to leave out (`19-*`).
+    Raises UserError for a folder without audio or too little of it.
     """
     require_folder(root, "root")
     paths = sorted(
@@ -29,6 +32,9 @@ def read(root: Path, *, dev: Part = 0.05) -> list[Example]:
     examples = []
     for path in paths:
         name = os.path.relpath(path, root)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in without):
+            continue
+        require_text(name, path)
         split = "dev" if int(hashed(name)[:8], 16) < dev * 16**8 else "train"
         examples.append(Example(name, path, None, None, "", name, split))
     for split in ("train", "dev"):

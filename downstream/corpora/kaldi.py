@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from downstream.corpora.utterances import Utterance, of_splits, require_audio, s
 from upstream.common.errors import UserError, near_miss
 
 Entries = dict[str, tuple[int, str]]  # first word of a line -> its number and the rest
+CHANNELS = {"A": 0, "B": 1, "1": 0, "2": 1}  # as reco2file_and_channel names them
 
 
 class Segment(NamedTuple):
@@ -42,6 +44,8 @@ def read(
     per utterance or speaker (`utt2spk`, `utt2lang`, `spk2gender`), `rttm` (SD) or `trials` (ASV,
     QbE; training then learns `utt2spk`; `documents` as in the manifest). `group` is such a file of
     words too. `wav.scp` may name files only: a line with a pipe is a command, which is never run.
+    Where `reco2file_and_channel` gives channels (A and B, or 1 and 2) to recordings of one file,
+    each is heard alone; recordings of files with one channel keep it.
     Relative paths are relative to `audio`, a folder under `root`. Without `utt2spk` each utterance
     is a speaker of its own; a split that is null is left out. Raises UserError, with the line.
     """
@@ -84,6 +88,7 @@ def _utterances(
     speakers = _entries(folder / "utt2spk") if (folder / "utt2spk").exists() else None
     targets = _words(folder, target, listing, speakers, source) if target else {}
     groups = _words(folder, group, listing, speakers, source) if group else {}
+    channels = _channels(folder, recordings)
     for name, (recording, start, end, where) in listing.items():
         if recording not in recordings:
             hint = near_miss(recording, recordings) if len(recordings) < 5_000 else ""
@@ -91,7 +96,29 @@ def _utterances(
         path = str(audio / recordings[recording][1])
         speaker = _of(name, speakers, folder / "utt2spk", where) if speakers else name
         said = (targets.get(name, ""), speaker, split, groups.get(name, ""))
-        yield Utterance(Example(name, path, start, end, *said), where, recording)
+        channel = channels.get(recording)
+        yield Utterance(Example(name, path, start, end, *said, channel), where, recording)
+
+
+def _channels(folder: Path, recordings: Entries) -> dict[str, int]:
+    """Recording -> its channel, of files that are several recordings. Raises UserError.
+
+    Kaldi's file says `A` of every recording of one channel as well, which then says nothing.
+    """
+    path = folder / "reco2file_and_channel"
+    if not path.exists():
+        return {}
+    channels: dict[str, int] = {}
+    shared = Counter(audio for _, audio in recordings.values())
+    for recording, (line, rest) in _entries(path).items():
+        *_, channel = rest.split() or [""]
+        if channel not in CHANNELS:
+            fault = f"{channel!r} is no channel; A and B (or 1 and 2) are known"
+            raise UserError(f"{path}:{line}: {fault}")
+        audio = recordings.get(recording, (0, ""))[1]
+        if shared[audio] > 1 or CHANNELS[channel]:
+            channels[recording] = CHANNELS[channel]
+    return channels
 
 
 def _segment(line: str, where: str) -> Segment:

@@ -12,8 +12,9 @@ from typing import Any
 
 from downstream.base import AND, Example
 from downstream.corpora import rttm
+from downstream.corpora.tables import text_of
 from downstream.corpora.utterances import Utterance, of_splits, require_audio
-from downstream.tasks.segments import write
+from downstream.tasks.segments import require_inside, write
 from upstream.common import disk
 from upstream.common.errors import UserError
 
@@ -36,8 +37,8 @@ def read(
     `target` is a field of a cut's one supervision: text, speaker, language, gender or one of its
     `custom` fields, and so is `group`; or `turns`: who speaks when, of all supervisions (SD). The
     speaker is the supervisions' or, where they name none, the recording. Audio must be whole files
-    of one channel without transforms, MonoCuts in Lhotse's words; relative paths are relative to
-    `root`. A split that is null is left out. Raises UserError, with the line.
+    without transforms, of which a cut has one channel (MonoCuts in Lhotse's words); relative paths
+    are relative to `root`. A split that is null is left out. Raises UserError, with the line.
     """
     parts = {"train": train, "dev": dev, "test": test}
     listed = {
@@ -96,13 +97,14 @@ def _utterance(
             start=None if whole else start,
             end=None if whole else round(end, 8),
             target=(
-                _turns(supervisions, end - start, where)
+                _turns(supervisions, start, end, float(recording["duration"]), where)
                 if target == "turns"
                 else _field(supervisions, target, end - start, where)
             ),
             speaker=AND.join(speakers) or name,
             split=split,
             group=_field(supervisions, group, end - start, where) if group else "",
+            channel=_channel(cut, recording, where),
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{where}: not a cut of Lhotse ({error!r:.100})") from error
@@ -118,13 +120,23 @@ def _file(recording: dict[str, Any], where: str) -> str:
     sources = recording["sources"]
     if recording.get("transforms"):
         fault = f"has transforms ({recording['transforms'][0]['name']!s:.40})"
-    elif len(sources) != 1 or len(sources[0]["channels"]) != 1:
-        fault = "has several channels"
+    elif len(sources) != 1:
+        fault = "is several files"
     elif sources[0]["type"] != "file":
         fault = f"is a {sources[0]['type']!s:.20}, not a file"
     else:
         return str(sources[0]["source"])
     raise UserError(f"{where}: its audio {fault}; save it with CutSet.save_audios and use its cuts")
+
+
+def _channel(cut: dict[str, Any], recording: dict[str, Any], where: str) -> int | None:
+    """The cut's channel; None where the file has no other."""
+    channels = list(recording["sources"][0]["channels"])
+    channel = cut.get("channel", 0)
+    if channel not in channels:
+        fault = f"its channel {channel!s:.40} is none of the file's ({channels!s:.40})"
+        raise UserError(f"{where}: {fault}")
+    return int(channel) if len(channels) > 1 else None
 
 
 def _field(supervisions: list[dict[str, Any]], name: str, length: float, where: str) -> str:
@@ -139,18 +151,22 @@ def _field(supervisions: list[dict[str, Any]], name: str, length: float, where: 
         raise UserError(f"{where}: {fault}; drop it, or trim cuts to supervisions")
     values = {k: said.get(k) for k in FIELDS} | (said.get("custom") or {})
     value = values.get(name)
-    if value is None or isinstance(value, (dict, list)) or not str(value).strip():
+    if isinstance(value, (dict, list)) or not text_of(value):
         known = ", ".join(key for key, v in values.items() if v is not None)
         raise UserError(f"{where}: its supervision has no {name!r} (it has: {known:.200})")
     return str(value).strip()
 
 
-def _turns(supervisions: list[dict[str, Any]], length: float, where: str) -> str:
+def _turns(
+    supervisions: list[dict[str, Any]], begin: float, end: float, whole: float, where: str
+) -> str:
+    """Who speaks when in a cut from `begin` to `end` of a recording of `whole` seconds."""
     turns = []
     for said in supervisions:
         start, duration = float(said["start"]), float(said["duration"])
         if not (abs(start) < 1e9 and 0 <= duration < 1e9) or not said.get("speaker"):
             raise UserError(f"{where}: a supervision without speaker, start or duration")
+        require_inside(f"{where}: a supervision", begin + start + duration, whole)
         # those of a cut may begin before it
         turns.append((str(said["speaker"]), start, start + duration))
-    return write(rttm.within(rttm.merged(turns), 0.0, length))
+    return write(rttm.within(rttm.merged(turns), 0.0, end - begin))

@@ -13,7 +13,8 @@ from downstream.corpora.trials import with_trials
 from downstream.corpora.utterances import Columns, require_audio, utterances
 from upstream.common.errors import UserError
 
-SPEAKER, SPLIT = "speaker", "split"  # the columns that may be absent as long as none is asked for
+# the columns that may be absent as long as none is asked for
+SPEAKER, SPLIT, CHANNEL = "speaker", "split", "channel"
 
 
 def read(
@@ -27,6 +28,7 @@ def read(
     split: str | None = SPLIT,
     start: str | None = None,
     end: str | None = None,
+    channel: str | None = CHANNEL,
     group: str | None = None,
     tags: str | None = None,
     trials: str | list[str] | None = None,
@@ -41,10 +43,12 @@ def read(
 
     `file` lies in `root` or is an absolute path: `.csv`, `.tsv` (no quoting, so that a JSON cell
     stays as it is) or `.jsonl` (one object of plain values per line). `path`, `id`, `speaker`,
-    `split`, `start`, `end` and `group` are names of columns: paths relative to the table's folder,
-    times in seconds, the group (language, accent, microphone) that scores are also given for. The
-    usual id is the path without its suffix (and the part). Without a column "speaker" each
-    utterance is a speaker of its own, or with `rttm` its speakers are those of the turns.
+    `split`, `start`, `end`, `channel` and `group` are names of columns: paths relative to the
+    table's folder, times in seconds, the one channel that is heard (0 is the first; without it, or
+    where the cell is empty, the average of all), the group (language, accent, microphone) that
+    scores are also given for. The usual id is the path without its suffix (and the part and the
+    channel). Without a column "speaker" each utterance is a speaker of its own, or with `rttm` its
+    speakers are those of the turns.
 
     What a task learns may also be several columns, `target: [action, object, location]` (IC), or
     - a transcript with `tags`, a column of one slot tag per word (SF): `O B-artist I-artist`, or
@@ -63,6 +67,8 @@ def read(
     columns, rows = tables.read(source)
     if split == SPLIT and SPLIT not in columns:
         split = None
+    if channel == CHANNEL and CHANNEL not in columns:
+        channel = None
     if split is not None and (dev, test, split_by, folds) != (None, None, "row", None):
         raise UserError(
             f"{source}: its column {split!r} gives the splits, and the recipe asks for a rule too; "
@@ -86,6 +92,7 @@ def read(
         split=split,
         start=start,
         end=end,
+        channel=channel,
         group=group,
         tags=tags,
         labelled=trials is None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from downstream.base import AND, Example
 from downstream.corpora.common import read_text
 from downstream.corpora.utterances import Utterance, seconds
-from downstream.tasks.segments import write
+from downstream.tasks.segments import BEYOND, require_inside, write
+from upstream import audio
 from upstream.common.errors import UserError, near_miss
 
 # the kinds of line that say something else, or nothing about turns
@@ -19,6 +21,7 @@ OTHERS = frozenset(
     "SPKR-INFO".split()
 )
 LEAST = 0.0001  # seconds; targets are rounded to this
+NUMBER = re.compile(r"<NA>|[0-9]*\.?[0-9]+(e-?[0-9]+)?", re.IGNORECASE)  # confidence, look-ahead
 Turn = tuple[str, float, float]  # speaker, start, end in seconds
 Spans = dict[str, tuple[list[float], list[float]]]  # speaker -> starts and ends, apart, in order
 
@@ -41,8 +44,16 @@ def with_turns(listed: Sequence[Utterance], source: Path) -> list[Example]:
     wanted = [_called(utterance, recordings) for utterance in listed]
     _require_matched(listed, wanted, recordings, source)
     examples = []
+    measured: set[str] = set()  # files that are heard in parts
     for (example, _, _), name in zip(listed, wanted):
-        turns = within(recordings.get(name, {}), example.start, example.end)
+        spans = recordings.get(name, {})
+        if example.end is not None and spans and example.path not in measured:
+            measured.add(example.path)
+            length = audio.seconds(example.path)
+            if example.end <= length + BEYOND:  # or it is no part of the file, which is told later
+                last = max(ends[-1] for _, ends in spans.values())
+                require_inside(f"{source}: {name}", last, length)
+        turns = within(spans, example.start, example.end)
         if turns and example.speaker == example.id:
             example = example._replace(speaker=AND.join(sorted({who for who, _, _ in turns})))
         examples.append(example._replace(target=write(turns)))
@@ -81,9 +92,14 @@ def _recordings(files: Sequence[Path]) -> dict[str, list[Turn]]:
             fields = line.split()
             if not fields or fields[0].startswith(";;") or fields[0] in OTHERS:
                 continue
-            if fields[0] != "SPEAKER" or not 8 <= len(fields) <= 10:
+            blank = len(fields) > 10 and fields[5:7] == ["<NA>", "<NA>"]  # told below
+            if fields[0] != "SPEAKER" or not (8 <= len(fields) <= 10 or blank):
                 due = "`SPEAKER recording 1 start duration <NA> <NA> speaker <NA> <NA>`"
                 raise UserError(f"{file}:{number}: {line.strip()!r:.200} is not {due}")
+            if not all(map(NUMBER.fullmatch, fields[8:])):
+                name = " ".join(fields[7:]).removesuffix(" <NA> <NA>").removesuffix(" <NA>")
+                fault = f"the speaker {name!r:.100} has a blank in its name; write it with `_`"
+                raise UserError(f"{file}:{number}: {fault}")
             try:
                 start, duration = float(fields[3]), float(fields[4])
             except ValueError:

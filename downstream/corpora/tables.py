@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ from typing import Any, NamedTuple
 from downstream.corpora.common import read_text
 from upstream.common.errors import UserError, near_miss
 
+HALF = re.compile("[\ud800-\udfff]")  # of an emoji, as a JSON escape can write it alone
 MANY = 100  # columns; more are not listed
+MISSING = frozenset(("nan", "NaN", "<NA>", "NaT"))  # how pandas writes a missing value
 
 
 class Row(NamedTuple):
@@ -29,17 +32,31 @@ class Row(NamedTuple):
         return f"{self.source}:{self.line}"
 
 
-def read(source: Path) -> tuple[list[str], list[Row]]:
-    """Names of the columns, and the rows. Raises UserError."""
-    if source.suffix not in FORMATS:
-        raise UserError(f"{source}: unknown kind of table{near_miss(source.suffix, FORMATS)}")
-    rows = dict(FORMATS[source.suffix](source, read_text(source)))
+def read(
+    source: Path, kind: str | None = None, only: Collection[str] | None = None
+) -> tuple[list[str], list[Row]]:
+    """Names of the columns, and the rows. Raises UserError.
+
+    kind: a key of FORMATS where the file's suffix does not tell it; only: of JSON lines, the
+    columns that are read, so that others may hold anything.
+    """
+    kind = kind or source.suffix
+    if kind not in FORMATS:
+        raise UserError(f"{source}: unknown kind of table{near_miss(kind, FORMATS)}")
+    text = read_text(source)
+    lines = FORMATS[kind](source, text) if only is None else _jsonl(source, text, only)
+    rows = dict(lines)
     if not rows:
         raise UserError(f"{source}: holds no rows")
     columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
     # a JSON object may leave a column out: the same as an empty cell
     blank = dict.fromkeys(columns, "")
     return columns, [Row(str(source), line, blank | cells) for line, cells in rows.items()]
+
+
+def text_of(value: Any) -> str:
+    """A plain value as a cell: "" for None and NaN."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def require(name: str, columns: list[str], source: object) -> None:
@@ -76,7 +93,9 @@ def _delimited(source: Path, text: str, **style: Any) -> Iterator[tuple[int, dic
         raise UserError(f"{source}:{records.line_num}: not valid CSV ({error})") from error
 
 
-def _jsonl(source: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _jsonl(
+    source: Path, text: str, only: Collection[str] | None = None
+) -> Iterator[tuple[int, dict[str, str]]]:
     for line, record in enumerate(text.split("\n"), 1):  # splitlines would break at U+2028
         if not record.strip():
             continue
@@ -88,11 +107,16 @@ def _jsonl(source: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
             raise UserError(f"{source}:{line}: not valid JSON (too deep or too large)") from error
         if not isinstance(cells, dict):
             raise UserError(f"{source}:{line}: not an object of column names and values")
+        if only is not None:
+            cells = {name: value for name, value in cells.items() if name in only}
         for name, value in cells.items():
+            if HALF.search(name) or (isinstance(value, str) and HALF.search(value)):
+                fault = f"{name!a} holds half a character (\\ud800 to \\udfff); mend it"
+                raise UserError(f"{source}:{line}: {fault}")
             if isinstance(value, (dict, list)):
                 fault = f"{name!r} holds a {type(value).__name__}, not text"
                 raise UserError(f"{source}:{line}: {fault}")
-        yield line, {k: "" if v is None else str(v).strip() for k, v in cells.items()}
+        yield line, {name: text_of(value) for name, value in cells.items()}
 
 
 FORMATS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, str]]]]] = {

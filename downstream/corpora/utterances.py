@@ -13,10 +13,11 @@ from typing import NamedTuple
 from downstream.base import Example
 from downstream.corpora.common import absent
 from downstream.corpora.slots import marked
-from downstream.corpora.tables import Row, require
+from downstream.corpora.tables import MISSING, Row, require
 from downstream.tasks.ic import SEPARATOR
 from upstream.common.errors import UserError, near_miss
 
+LONG_PATH = 300  # characters; of a longer path the beginning is shown
 SPLIT_NAMES = {"train": "train", "test": "test", "dev": "dev", "valid": "dev", "validation": "dev"}
 
 
@@ -31,6 +32,7 @@ class Columns:
     split: str | None = None
     start: str | None = None
     end: str | None = None
+    channel: str | None = None  # counted from 0
     group: str | None = None
     tags: str | None = None
     labelled: bool = True  # every target cell must be filled
@@ -55,21 +57,34 @@ def utterances(
     source: object, columns: list[str], rows: Sequence[Row], use: Columns, folder: Path
 ) -> list[Utterance]:
     """One utterance per row; paths are relative to `folder`. Raises UserError, with its line."""
-    for name in (*use.filled, *use.target, use.start, use.end):
+    for name in (*use.filled, *use.target, use.start, use.end, use.channel):
         if name is not None:
             require(name, columns, source)
     listed: list[Utterance] = []
     ids: dict[str, Row] = {}
+    splits: dict[str, str] = {}  # as cells say it -> its own name
+    filled = use.filled
     for row in rows:
         cells, where = row.cells, row.where
-        for name in use.filled:
+        for name in filled:
             if not cells[name]:
                 raise UserError(f"{where}: {name!r} is empty; fill it in or drop the row")
-        first, last = (_time(row, name) if name else None for name in (use.start, use.end))
+            if cells[name] in MISSING:
+                fault = f"{name!r} is {cells[name]!r}, which pandas writes for nothing"
+                raise UserError(
+                    f"{where}: {fault}; fill it in or drop the row (or write NAN if it is a word)"
+                )
+        first = _time(row, use.start) if use.start else None
+        last = _time(row, use.end) if use.end else None
         if last is not None and last <= (first or 0.0):
             raise UserError(f"{where}: the part ends at {last:g} s, before it begins")
+        channel = _channel(cells[use.channel], f"{where}: {use.channel!r}") if use.channel else None
         path = cells[use.path]
-        name = cells[use.id] if use.id else os.path.splitext(path)[0] + _part(first, last)
+        if use.id:
+            name = cells[use.id]
+        else:
+            part = _part(first, last) + ("" if channel is None else f"@{channel}")
+            name = os.path.splitext(path)[0] + part
         if name in ids:
             before = ids[name]
             place = f"on line {before.line}" if before.source == row.source else before.where
@@ -78,18 +93,25 @@ def utterances(
         ids[name] = row
         example = Example(
             id=name,
-            path=str(folder / path),
+            path=_joined(folder, path),
             start=first,
             end=last,
             target=_target(row, use),
             speaker=cells[use.speaker] if use.speaker else name,
-            split=split_name(cells[use.split], where) if use.split else "",
+            split=_split(cells[use.split], where, splits) if use.split else "",
             group=cells[use.group] if use.group else "",
+            channel=channel,
         )
         listed.append(Utterance(example, where, path))
     if len({example.split.startswith("fold") for example, _, _ in listed}) == 2:
         raise UserError(f"{source}: the splits are partly folds and partly train, dev and test")
     return listed
+
+
+def _joined(folder: Path, path: str) -> str:
+    """`folder / path`, of whose kind a large table has many."""
+    plain = path[0] != "/" and path[-1] not in "/." and "./" not in path and "//" not in path
+    return f"{folder}/{path}" if plain and folder.parts else str(folder / path)
 
 
 def of_splits(listed: Mapping[str, Sequence[Utterance]]) -> list[Utterance]:
@@ -119,9 +141,18 @@ def require_audio(listed: Sequence[Utterance], hint: str) -> None:
     if gone:
         example, where, _ = listed[gone[0]]
         path = example.path if example.path.isprintable() else repr(example.path)
+        if len(path) > LONG_PATH:
+            path = f"{path[:LONG_PATH]}... ({len(path)} characters)"
         raise UserError(
             f"{where}: no audio file {path} ({len(gone)} of {len(listed)} are missing); {hint}"
         )
+
+
+def _split(value: str, where: str, before: dict[str, str]) -> str:
+    """`split_name`, looked up in what was asked before."""
+    if value not in before:
+        before[value] = split_name(value, where)
+    return before[value]
 
 
 def split_name(value: str, where: str) -> str:
@@ -162,6 +193,15 @@ def _part(first: float | None, last: float | None) -> str:
     if first is None and last is None:
         return ""
     return f":{first or 0.0}-{'end' if last is None else last}"
+
+
+def _channel(value: str, where: str) -> int | None:
+    """An empty cell means the average of all."""
+    if not value:
+        return None
+    if not re.fullmatch(r"[0-9]{1,4}(\.0)?", value):
+        raise UserError(f"{where} is {value!r}, not the number of a channel, counted from 0")
+    return int(value.partition(".")[0])
 
 
 def _time(row: Row, name: str) -> float | None:

@@ -12,7 +12,7 @@ from downstream.base import Direction
 from downstream.report import superb, unlike
 from downstream.report.groups import Labels, TaskVersion, grouped, labels, name, results_of, version
 from downstream.report.results import Result, reading
-from downstream.report.statistics import Interval, holm, interval, paired, stacked
+from downstream.report.statistics import Interval, Sample, holm, interval, minus, stacked
 from downstream.report.superb import Tasks
 from downstream.tasks.metrics import of_result, parted
 from upstream.common.errors import UserError
@@ -66,15 +66,43 @@ class Comparison(NamedTuple):
     notes: Sequence[str] = ()  # what else is not the same
 
 
+class Memo(NamedTuple):
+    """What was computed of an upstream alone, by its results (their `id`) and metric."""
+
+    samples: dict[tuple[str, tuple[int, ...]], Sample]
+    intervals: dict[tuple[str, tuple[int, ...]], Interval]
+
+    def sample(self, group: Sequence[Result], metric: str) -> Sample:
+        """The heads of several seeds side by side."""
+        key = (metric, tuple(map(id, group)))
+        if key not in self.samples:
+            self.samples[key] = stacked([r.summary for r in group], metric)
+        return self.samples[key]
+
+    def interval(self, group: Sequence[Result], metric: str) -> Interval:
+        """Of their mean."""
+        key = (metric, tuple(map(id, group)))
+        if key not in self.intervals:
+            self.intervals[key] = interval(self.sample(group, metric))
+        return self.intervals[key]
+
+
 def compare(a: str, b: str, results: Sequence[Result]) -> Comparison:
     """A minus B for every task that both have with the same suite, revision and seeds.
 
     Raises UserError if a name is unknown, or stands for several weights.
     """
-    sides = [results_of(wanted, results) for wanted in (a, b)]
-    left, right = (grouped(side, version) for side in sides)
-    called = labels([r for side in sides for r in side])
-    rows, refused = differences(left, right, called)
+    left, right = (grouped(results_of(wanted, results), version) for wanted in (a, b))
+    return between(a, b, left, right)
+
+
+def between(a: str, b: str, left: Tasks, right: Tasks, memo: Memo | None = None) -> Comparison:
+    """The same of results that were looked up; `memo` serves where one of many pairs is compared.
+
+    A memo is good for as long as the results live.
+    """
+    called = labels([r for side in (left, right) for group in side.values() for r in group])
+    rows, refused = differences(left, right, called, memo)
     return Comparison(a, b, rows, _alone(a, b, left, right, called) + refused)
 
 
@@ -93,20 +121,20 @@ def _alone(a: str, b: str, left: Tasks, right: Tasks, called: Labels) -> list[st
     return lines
 
 
-def scores(group: Sequence[Result], called: Labels) -> list[Row]:
+def scores(group: Sequence[Result], called: Labels, memo: Memo | None = None) -> list[Row]:
     """Every metric of one upstream in one task, its seeds together."""
     with reading(group[0].folder.parent, "delete the folder"):
-        return _scores(group, called)
+        return _scores(group, called, memo or Memo({}, {}))
 
 
-def _scores(group: Sequence[Result], called: Labels) -> list[Row]:
+def _scores(group: Sequence[Result], called: Labels, memo: Memo) -> list[Row]:
     summaries = [r.summary for r in group]
     if len({summary.test for summary in summaries}) > 1:
         raise UserError(f"{group[0].folder.parent}: seeds were tested on different data; delete it")
     cell, first = group[0].cell, summaries[0]
     rows = []
     for metric in first.samples:
-        score = interval(stacked(summaries, metric))
+        score = memo.interval(group, metric)
         plain, view = parted(metric)
         better = of_result(metric, group[0].score.directions.get(plain, "lower")).better
         rows.append(Row(
@@ -129,7 +157,9 @@ def _groups(scores: Sequence[Mapping[str, float]], better: Direction) -> str:
     return ", ".join(f"{group} {mean:.2f}" for group, mean in ranked)
 
 
-def differences(a: Tasks, b: Tasks, called: Labels) -> tuple[list[Row], list[str]]:
+def differences(
+    a: Tasks, b: Tasks, called: Labels, memo: Memo | None = None
+) -> tuple[list[Row], list[str]]:
     """`a` minus `b` on the tasks and seeds that both have; what was refused, and why.
 
     The differences of one pair in one suite are the family that p is adjusted for: neither a
@@ -143,7 +173,7 @@ def differences(a: Tasks, b: Tasks, called: Labels) -> tuple[list[Row], list[str
         shared, lone = sorted(left.keys() & right.keys()), sorted(left.keys() ^ right.keys())
         try:
             pairs = [left[seed] for seed in shared], [right[seed] for seed in shared]
-            for row in _minus(*pairs, called):
+            for row in _minus(*pairs, called, memo or Memo({}, {})):
                 families[task.suite, bool(parted(row.metric)[1])].append(row)
             refused += [f"{called[task]}: seeds that only one has: {lone}"] if lone else []
         except UserError as error:
@@ -225,17 +255,16 @@ def detectable(results: Iterable[Result], task: TaskVersion) -> float | None:
     return median(known) if known else None
 
 
-def _minus(a: Sequence[Result], b: Sequence[Result], called: Labels) -> list[Row]:
+def _minus(a: Sequence[Result], b: Sequence[Result], called: Labels, memo: Memo) -> list[Row]:
     """Every metric of a task. Raises UserError for no seed, or if the test sets differ."""
     if not a:
         raise UserError("no head seed in common")
-    x, y = ([r.summary for r in side] for side in (a, b))
-    if x[0].test != y[0].test:
+    if a[0].summary.test != b[0].summary.test:
         raise UserError(unlike.test_sets(a[0], b[0]))
     few = _few(len(a)) if a[0].score.lr else ""  # untrained, there is no other seed to know of
     return [
-        _against(row, other, paired(x, y, row.metric), few)
-        for row, other in zip(scores(a, called), scores(b, called))
+        _against(row, other, minus(*(memo.sample(side, row.metric) for side in (a, b))), few)
+        for row, other in zip(scores(a, called, memo), scores(b, called, memo))
     ]
 
 

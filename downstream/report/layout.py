@@ -67,7 +67,7 @@ def latex(table: TextTable, notes: Iterable[str] = ()) -> str:
     body = [line + r" \\" for line in lines]
     head = rf"\begin{{tabular}}{{{'l' * len(table[0])}}}"
     parts = [head, r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}"]
-    return "\n".join([*parts, *(f"% {' '.join(note.split())}" for note in notes)])
+    return "\n".join([*parts, *(f"% {escaped(' '.join(note.split()))}" for note in notes)])
 
 
 def noted(table: TextTable, notes: Iterable[str], form: str, width: int = 100) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ from upstream.common.schema import bind, convert
 from upstream.common.text import LONGEST_PATH, portable, read_name
 
 FORMAT = 1  # of score.json; a later layout must raise it
-SUMMARY = 2  # of summary.json; with another number it is made again from the predictions
+SUMMARY = 3  # of summary.json; with another number it is made again from the predictions
 ROUNDING = 1e-6  # per cent
 SPOILT = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError,
@@ -251,7 +251,7 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {"python": sys.version.split()[0], **versions},
         "git": _git(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -293,7 +293,11 @@ def _read_summary(folder: Path) -> Summary | None:
             metric: Sample(np.array([float(whole)]), np.array(without, float)[:, None])
             for metric, (whole, without) in content.pop("samples").items()
         }
-        summary = Summary(**content, samples=samples)
+        levels = {
+            metric: (float(chance), float(majority))
+            for metric, (chance, majority) in content.pop("baselines").items()
+        }
+        summary = Summary(**content, samples=samples, baselines=levels)
         return summary if _sound(summary) else None
     except SPOILT:  # it is made again
         return None

@@ -15,11 +15,15 @@ from itertools import combinations
 from typing import NamedTuple
 
 from downstream.report import published
-from downstream.report.compare import SIGNIFICANT, Row, compare
+from downstream.report.compare import SIGNIFICANT, Memo, Row, between
+from downstream.report.groups import grouped, results_of, version
 from downstream.report.layout import as_csv, noted
 from downstream.report.results import Result, finite
 from downstream.report.statistics import holm
 from downstream.report.table import heading
+
+MOST = 200  # groups of a task; where there are more, letters are not the fewest of all
+Group = frozenset[int]
 
 
 class Place(NamedTuple):
@@ -42,12 +46,17 @@ def several(
     """
     by_task: dict[str, list[tuple[int, int, Row]]] = defaultdict(list)
     skipped: list[str] = []
+    measured = [name for name in names if not name.startswith(published.PREFIX)]
+    sides = {name: grouped(results_of(name, results), version) for name in measured}
+    memo = Memo({}, {})
     for i, j in combinations(range(len(names)), 2):
         numbers = [name.startswith(published.PREFIX) for name in (names[i], names[j])]
         if all(numbers):
             continue
-        both = published.compare if any(numbers) else compare
-        pair = both(names[i], names[j], results)
+        if any(numbers):
+            pair = published.compare(names[i], names[j], results)
+        else:
+            pair = between(names[i], names[j], sides[names[i]], sides[names[j]], memo)
         skipped += [f"{names[i]}, {names[j]}: {line}" for line in pair.skipped]
         for row in pair.rows:
             by_task[heading(row)].append((i, j, row))
@@ -76,16 +85,56 @@ def several(
 def letters_of(order: Sequence[int], apart: set[tuple[int, int]]) -> dict[int, str]:
     """Letters by member, from the best; `apart`: the pairs (smaller first) that differ.
 
-    Insert and absorb: begin with one group; each difference splits every group that holds both;
-    a group inside another goes.
+    Members of a letter are all alike, and whoever are alike have one in common.
+    """
+    groups = _all_groups(order, apart)
+    if groups is None:
+        groups = _enough_groups(order, apart)
+    place = {i: k for k, i in enumerate(order)}
+    groups.sort(key=lambda g: sorted(place[i] for i in g))
+    names = [_letter(k) for k in range(len(groups))]
+    return {i: "".join(n for n, g in zip(names, groups) if i in g) for i in order}
+
+
+def _all_groups(order: Sequence[int], apart: set[tuple[int, int]]) -> list[Group] | None:
+    """Every largest group of members that are alike; None if there are more than MOST of them.
+
+    Insert and absorb (Piepho 2004): begin with one group; each difference splits every group that
+    holds both; a group inside another goes. There may be exponentially many.
     """
     groups = [frozenset(order)]
     for i, j in sorted(apart):
-        split = [part for g in groups for part in ((g - {i}, g - {j}) if {i, j} <= g else (g,))]
-        groups = [g for g in dict.fromkeys(split) if not any(g < other for other in split)]
-    groups.sort(key=lambda g: sorted(order.index(i) for i in g))
-    names = [_letter(k) for k in range(len(groups))]
-    return {i: "".join(n for n, g in zip(names, groups) if i in g) for i in order}
+        whole = [g for g in groups if i in g and j in g]
+        parts = {part for g in whole for part in (g - {i}, g - {j})}
+        kept = [g for g in groups if not (i in g and j in g)]
+        new = [
+            part for part in parts
+            if not any(part <= g for g in kept) and not any(part < other for other in parts)
+        ]  # fmt: skip
+        groups = kept + new  # what was not split lies in no part: it would have lain in its whole
+        if len(groups) > MOST:
+            return None
+    return groups
+
+
+def _enough_groups(order: Sequence[int], apart: set[tuple[int, int]]) -> list[Group]:
+    """Groups of members that are alike, at least one for every pair that is: at most one a pair."""
+    alike = {i: {j for j in order if j != i and (min(i, j), max(i, j)) not in apart} for i in order}
+    groups, open_pairs = list[Group](), {i: set(others) for i, others in alike.items()}
+    for i in order:
+        if not alike[i]:
+            groups.append(frozenset({i}))
+        while open_pairs[i]:
+            j = next(k for k in order if k in open_pairs[i])
+            members, candidates = {i, j}, alike[i] & alike[j]
+            for k in order:
+                if k in candidates:
+                    members.add(k)
+                    candidates &= alike[k]
+            for member in members:
+                open_pairs[member] -= members
+            groups.append(frozenset(members))
+    return groups
 
 
 def _letter(number: int) -> str:

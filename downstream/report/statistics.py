@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -42,6 +42,7 @@ from upstream.common.errors import UserError
 
 Array: TypeAlias = NDArray[np.float64]
 
+ACCURACY = "accuracy"
 FEWEST = 5  # clusters; t of 3 degrees of freedom is as wide as 5 standard errors, or half of it
 PREDICTED = {"hypothesis", "errors", "total", "score"}  # all else in a record is the test set's
 
@@ -63,6 +64,8 @@ class Summary:
     clusters: list[str]
     samples: dict[str, Sample]  # metric, or view on its groups (`wer/worst`) -> [1], [C, 1]
     groups: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> group -> score
+    # of an accuracy: what guessing among the test set's classes scores, and its largest class
+    baselines: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class SeedSpread(NamedTuple):
@@ -143,7 +146,10 @@ def summarise(
     clusters = sorted({cluster for r in records for cluster in r.clusters})
     samples: dict[str, Sample] = {}
     groups: dict[str, dict[str, float]] = {}
+    baselines: dict[str, tuple[float, float]] = {}
     for name, mine in by_metric.items():
+        if name == ACCURACY and (levels := _baselines(mine)):
+            baselines[name] = levels
         known = of_result(name, directions.get(name, "lower"))
         samples[name] = _sample(known, mine, clusters)
         if len({r.group for r in mine}) > 1:
@@ -156,6 +162,7 @@ def summarise(
         clusters=clusters,
         samples=samples,
         groups=groups,
+        baselines=baselines,
     )
 
 
@@ -339,6 +346,23 @@ def _views(
         "spread": Sample(*(np.ptp(x, 0, keepdims=True).T for x in scores)),
     }
     return dict(zip(sorted(by_group), scores.whole.tolist())), views
+
+
+def _baselines(records: Sequence[Record]) -> tuple[float, float] | None:
+    """Chance level and majority class in per cent; None where a record is no single label.
+
+    Of the classes in the references; a head that knows more would guess right less often. With
+    folds the unweighted mean over them, as the score is.
+    """
+    labels: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        if not isinstance(record, Count) or record.total != 1:
+            return None
+        labels[record.fold][record.reference] += 1
+    majority = sum(labels.values(), Counter[str]()).most_common(1)[0][0]
+    shares = [count[majority] / count.total() for count in labels.values()]
+    classes = len({label for count in labels.values() for label in count})
+    return 100 / classes, 100 * sum(shares) / len(shares)
 
 
 def _rest(parts: Array) -> Array:

@@ -37,7 +37,12 @@ class Utterance(NamedTuple):
 
 
 def compared(
-    a: str, b: str, task: str, suite: str, results: Sequence[Result], paths: Mapping[str, str]
+    a: str,
+    b: str,
+    task: str,
+    suite: str,
+    results: Sequence[Result],
+    paths: Mapping[str, str] = {},
 ) -> list[Utterance]:
     """All test utterances of a task, those that tell most first: A better, then B, then neither.
 

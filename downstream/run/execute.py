@@ -158,7 +158,10 @@ def make(job: Pass, options: RunOptions) -> Line:
         with beating(options.store.root / RUNNING, job.name):
             upstream = _upstream(job.request, options.device)
             line = precision.require_near(upstream, job.clips, options.store, name)
-            extract(upstream, job.clips, job.kinds, options.store, name=name, batch_seconds=seconds)
+            extract(
+                upstream, job.clips, job.kinds, options.store,
+                name=name, batch_seconds=seconds, what=job.name,
+            )  # fmt: skip
             return line
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import itertools
 import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 
 from downstream.base import Example, Item, Labels, Task
 from downstream.recipe import Crop, Recipe, examples
+from downstream.run import data_checks
 from downstream.run.window import Blocks
 from upstream.common import disk
 from upstream.common.errors import UserError
@@ -143,9 +146,27 @@ class Prepared:
 def prepare(recipe: Recipe, results: Path) -> Prepared:
     """Read the recipe's corpus, fix splits and crops, and check every target against the labels.
 
-    Characters that the labels do not know are a warning, on stderr too. Raises UserError for a
-    corpus that cannot be used.
+    What is doubtful is a warning, on stderr too: characters that the labels do not know, audio that
+    train and test share, and what else `data_checks` finds. Raises UserError for a corpus that
+    cannot be used.
     """
+    with _without_collection():
+        return _prepare(recipe, results)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """No garbage is collected in the block: among a million new tuples the search is in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _prepare(recipe: Recipe, results: Path) -> Prepared:
     task, corpus = recipe.kind_of_task(), examples(recipe, results)
     parts = ("train", "dev", "test")
     splits = folds(corpus) if recipe.folds else {"": {p: _of(corpus, p) for p in parts}}
@@ -153,10 +174,17 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
         if not splits[fold][part]:
             where = f"fold {fold}: " if fold else ""
             raise UserError(f"{recipe.path}: corpus: {where}no utterances in split {part!r}")
-    clips = audiofiles.clips(
-        [(e.path, e.start, e.end) for e in corpus], results / "cache" / audiofiles.INDEX
-    )
-    pieces = list(zip((e._replace(target=task.normalised(e.target)) for e in corpus), clips))
+    cache = results / "cache"
+    places = [(e.path, e.start, e.end, e.channel) for e in corpus]
+    clips = audiofiles.clips(places, cache / audiofiles.INDEX)
+    doubts = data_checks.shared_audio(corpus, clips, splits)
+    doubts += data_checks.channels_and_silence(corpus, clips, cache)
+    pieces = [(_normalised(task, example), clip) for example, clip in zip(corpus, clips)]
+    for example, clip in pieces:
+        try:
+            data_checks.require_times_inside(task, example, clip.seconds)
+        except UserError as error:
+            raise UserError(f"{recipe.path}: {example.split}: {error}") from error
     windows: dict[int, list[int]] = {}
     if recipe.crop:
         pieces, splits, windows = _cropped(recipe.crop, task, pieces, splits)
@@ -169,6 +197,7 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     prepared = Prepared(recipe, items, clips, splits, windows, content, [])
     _require_batches(prepared)
     prepared.warnings.extend(_unknown_symbols(prepared) + _without_spaces(prepared))
+    prepared.warnings.extend(doubts + data_checks.doubtful_targets(prepared))
     for (fold, split), part in itertools.product(splits.items(), task.needs):
         if part != "train":
             try:
@@ -178,6 +207,11 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     for warning in prepared.warnings:
         _say(f"{recipe.path}: {warning}")
     return prepared
+
+
+def _normalised(task: Task, example: Example) -> Example:
+    target = task.normalised(example.target)
+    return example if target == example.target else example._replace(target=target)
 
 
 def _require_batches(prepared: Prepared) -> None:
@@ -270,9 +304,11 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
     counts = Counter(itertools.chain(*unknown.values()))
     most = ", ".join(f"{symbol} ({count})" for symbol, count in counts.most_common(8))
     advice = "; `tokens: train` takes them from the training targets"
+    are = "symbol of {} is" if counts.total() == 1 else "symbols of {} are"
+    targets = f"{len(unknown)} target{'s' * (len(unknown) != 1)}"
     warning = (
-        f"{sum(counts.values())} symbols of {len(unknown)} targets are outside the vocabulary "
-        f"and cannot be recognised: {most}{advice * (prepared.recipe.tokens == 'superb')}"
+        f"{counts.total()} {are.format(targets)} outside the vocabulary and cannot be recognised: "
+        f"{most}{advice * (prepared.recipe.tokens == 'superb')}"
     )
     return [warning] * bool(unknown)
 

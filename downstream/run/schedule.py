@@ -38,7 +38,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How cells are computed; nothing here changes a score."""
+    """How cells are computed; on a CPU nothing here changes a byte of a prediction."""
 
     results: Path
     workers: int
@@ -59,12 +59,13 @@ class Pass(NamedTuple):
     request: Request
     clips: list[Clip]
     kinds: list[Kind]  # what is kept of them
+    part: str = ""  # "2 of 5", where an upstream has several passes
     task: str = ""  # it is of none
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.request.name}: features"
+        return f"{self.request.name}: features{self.part and f', part {self.part}'}"
 
 
 class CellJob(NamedTuple):
@@ -146,6 +147,11 @@ def survey(
                 jobs += [CellJob(request, identity, file, seed, seen, name) for seed in missing]
                 unfinished.append(task)
         needs = needed(upstream, identity.fingerprint, unfinished, options)
+        if upstream.padding_matters and None in needs.kinds.values():
+            print(
+                f"{request.name}: its frames follow from what they are padded with, and so from "
+                "their batch: computed anew they give other scores than kept (--features cache)"
+            )
         for task, file in zip(tasks, files):
             if needs.kinds.get(task.revision, task.kind) != task.kind:
                 sharing[request.name, file] = task.sharing
@@ -240,11 +246,14 @@ def _passes(request: Request, missing: dict[Kind, dict[str, Clip]]) -> list[Pass
     groups: dict[tuple[Kind, ...], list[Clip]] = defaultdict(list)
     for key, clip in {k: clip for clips in missing.values() for k, clip in clips.items()}.items():
         groups[tuple(kind for kind in missing if key in missing[kind])].append(clip)
-    return [
+    passes = [
         Pass(request, shard, list(kinds))
         for kinds, clips in groups.items()
         for shard in shards(clips)
     ]
+    if len(passes) == 1:
+        return passes
+    return [job._replace(part=f"{n} of {len(passes)}") for n, job in enumerate(passes, 1)]
 
 
 def _joined(

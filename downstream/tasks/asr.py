@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from downstream.base import Labels, Task
+from downstream.base import Item, Labels, Task, listing
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 CHARACTERS = tuple("|ETAONIHSRDLUMCWFGYPBVK'XJQZ")
@@ -46,5 +46,14 @@ def labels(tokens: str, targets: Sequence[str], ended: bool = True) -> Labels:
     return Labels((*SPECIALS, *known), partial(split, ended=ended), join, frozenset(SPECIALS), eos)
 
 
-TASK = Task("asr", "frames", "recurrent_ctc", ("wer",), labels, normalised)
+class Recognition(Task):
+    """Transcripts, in which `|` is what stands between words."""
+
+    def doubts(self, items: Sequence[Item]) -> list[str]:
+        barred = [item.id for item in items if "|" in item.target]
+        fault = "transcripts hold `|`, which is read as the end of a word"
+        return [f"{len(barred)} {fault}: {listing(barred)}"] * bool(barred)
+
+
+TASK = Recognition("asr", "frames", "recurrent_ctc", ("wer",), labels, normalised)
 TED = replace(TASK, name="asr_ted", metrics=("cer",), labels=partial(labels, ended=False))

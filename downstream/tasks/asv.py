@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from downstream.base import AND, Item, Labels, Metric, Record, Task, Trial
+from downstream.base import AND, Item, Labels, Metric, Record, Task, Trial, listing
 from downstream.tasks import trials
 from upstream.common.errors import UserError
 
@@ -22,6 +22,18 @@ class Verification(Task):
 
     def check(self, items: Sequence[Item]) -> None:
         trials.require(items)
+
+    def doubts(self, items: Sequence[Item]) -> list[str]:
+        """Trials that contradict the speakers which the corpus names."""
+        named = {item.id: item.speaker for item in items if item.speaker != item.id}
+        odd = []
+        for item in items:
+            for label, other in trials.read(item.target) or ():
+                both = item.id in named and other in named
+                if both and label != (named[item.id] == named[other]):
+                    odd.append(f"{item.id} {other}")
+        fault = "trials contradict the speakers that the corpus names (1: the same speaker)"
+        return [f"{len(odd)} {fault}: {listing(odd)}"] * bool(odd)
 
     def say(self, output: Any, labels: Labels, chosen: Mapping[str, Any]) -> str:
         raise UserError("verification compares two utterances: there is nothing to say of one")

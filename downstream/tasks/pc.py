@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.base import Count, Item, Labels, Metric, Record, Task
+from downstream.base import Count, Item, Labels, Metric, Record
 from downstream.tasks.frame_labels import UNLABELLED
 from downstream.tasks.metrics import success_rate
-from downstream.tasks.segments import RATE, Segment, cut, read, write
+from downstream.tasks.segments import RATE, Segment, Timed, read, write
 from upstream.common.errors import UserError
 
 FOREIGN = -1  # a label that training did not have: never right
@@ -52,11 +52,8 @@ class Phones(Labels):
         return write((self.symbols[ids[a]], a * self.frame, b * self.frame) for a, b in runs)
 
 
-class Frames(Task):
+class Frames(Timed):
     """Outputs are the class of each frame."""
-
-    def excerpt(self, target: str, start: float, end: float) -> str:
-        return write(cut(read(target), start, end))
 
     def admits(self, metric: Metric) -> bool:
         return metric is FRAME_ACCURACY

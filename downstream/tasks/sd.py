@@ -12,20 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from downstream.base import Calibration, Item, Labels, Part, Record, Task
-from downstream.tasks.segments import Speakers, cut, decided, read, require_inside, write
+from downstream.base import Calibration, Item, Labels, Part, Record
+from downstream.tasks.segments import Speakers, Timed, decided
 
 THRESHOLDS, MEDIANS = (0.5, 0.4, 0.6, 0.3, 0.7), (1, 11)  # frames; of equals the first is chosen
 
 
-class Diarization(Task):
+class Diarization(Timed):
     """Outputs are posteriors [T, speakers], once calibrated decisions of 0 and 1."""
-
-    def excerpt(self, target: str, start: float, end: float) -> str:
-        return write(cut(read(target), start, end))
-
-    def check(self, items: Sequence[Item]) -> None:
-        require_inside(items)
 
     def records(
         self, items: Sequence[Item], outputs: Sequence[Any], labels: Labels

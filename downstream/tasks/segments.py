@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.base import Item, Labels, Metric, Tally
+from downstream.base import Labels, Metric, Tally, Task
 from downstream.tasks.metrics import error_rate
 from upstream.common.errors import UserError
 
 RATE = 16000  # samples a second
 BEYOND = 0.5  # seconds; times are often rounded up a little past the end of the audio
+OTHER_UNIT = 100  # times as long as the audio: milliseconds or samples
 
 
 class Segment(NamedTuple):
@@ -92,13 +93,24 @@ def decided(posteriors: Any, threshold: float = 0.5, median: int = 1, **_: Any) 
     return median_filter(hard, (median, 1), mode="constant")
 
 
-def require_inside(items: Iterable[Item]) -> None:
-    """Raises UserError for speech behind the end of the audio, which nobody could find there."""
-    for item in items:
-        last = max((segment.end for segment in read(item.target)), default=0.0)
-        if last > item.seconds + BEYOND:
-            fault = f"speech until {last:g} s in {item.seconds:.2f} s of audio"
-            raise UserError(f"{item.id}: {fault}; are these the times of another recording?")
+class Timed(Task):
+    """A task whose targets are segments."""
+
+    def excerpt(self, target: str, start: float, end: float) -> str:
+        return write(cut(read(target), start, end))
+
+    def last_second(self, target: str) -> float:
+        return max((segment.end for segment in read(target)), default=0.0)
+
+
+def require_inside(name: str, last: float, seconds: float) -> None:
+    """Raises UserError for times that go on until `last`, behind the end of `name`'s audio."""
+    if last <= seconds + BEYOND:
+        return
+    cure = "are these the times of another recording?"
+    if last > OTHER_UNIT * seconds:
+        cure = "times are in seconds: are these milliseconds or samples?"
+    raise UserError(f"{name}: speech until {last:g} s in {seconds:.2f} s of audio; {cure}")
 
 
 def diarization_errors(reference: str, hypothesis: str) -> Tally:

@@ -392,7 +392,9 @@ def test_every_task_understands_its_targets(
     chosen = {item.id: item for item in prepared.items}
     item = chosen["audio/b"]
     assert item.target == target and item.group == "de"
-    assert not prepared.warnings
+    # the files of this folder are the same 10 ms of silence, trials are of any two
+    doubts = ("same audio", "near silent", "CTC cannot align", "trials contradict")
+    assert not [w for w in prepared.warnings if not any(words in w for words in doubts)]
 
 
 @pytest.mark.parametrize(

@@ -111,3 +111,48 @@ def test_cmudict_on_real_transcripts() -> None:
     assert len(words) == 521 and len(missing) == 18
     assert {"NORTHANGER", "HOLOFERNES", "UNPROPITIOUS"} < missing
     assert cmu("ADVERTISED") == "AE1 D V ER0 T AY2 Z D"
+
+
+MFA = """the\tð ə
+the\t0.4\t0.2\t1.0\t1.0\tð iː
+cat\t0.3\t0.2\t1.0\t1.0\tk a t
+cat\t0.7\t0.2\t1.0\t1.0\tkʰ æ t
+Über\t1.0\tyː b ɐ
+# a comment\tx
+name(2)\tx
+"""
+LEXICONP = "CAT 0.25 k 2 t\nCAT 0.5 k { t\nDOG d 9 g # a comment\n"
+
+
+def test_any_phones_with_probabilities(tmp_path: Path) -> None:
+    """MFA's dictionaries and Kaldi's, in IPA and X-SAMPA, where 2 and 9 are vowels."""
+    (tmp_path / "mfa.dict").write_text(MFA)
+    (tmp_path / "lexiconp.txt").write_text(LEXICONP)
+    one = lexicon.Lexicon([tmp_path / "mfa.dict"], None)
+    assert one("the") == "ð ə" and one("CAT") == "kʰ æ t" and one("über") == "yː b ɐ"
+    assert one("U\u0308BER") == "yː b ɐ", "typed as two characters"
+    assert one("name") is one("#") is None
+    two = lexicon.Lexicon([tmp_path / "lexiconp.txt"], None)
+    assert two("cat") == "k { t" and two("dog") == "d 9 g"
+    with pytest.raises(UserError, match=r"unknown phone .*`tokens: train` takes any phones"):
+        lexicon.Lexicon([tmp_path / "mfa.dict"])
+
+
+@pytest.mark.parametrize("tokens", ["train", "superb"])
+def test_a_recipe_with_phones_of_its_own(tmp_path: Path, tones: Path, tokens: str) -> None:
+    from downstream import recipe
+    from downstream.run.prepare import prepare
+
+    (tmp_path / "ipa.dict").write_text("low\tl əʊ\nmid\t0.9\tm ɪ d\nhigh\th aɪ\n")
+    (tmp_path / "pr.yaml").write_text(
+        f"kind: task\ntask: pr\ntokens: {tokens}\nlexicon: [ipa.dict]\n"
+        f"corpus: {{name: manifest, root: {tones}, target: text}}\n"
+        "train: {steps: 1, batch: 1, lr: [0.1], eval_every: 1}\n"
+    )
+    if tokens == "train":
+        found = prepare(recipe.load(tmp_path / "pr.yaml"), tmp_path / "results")
+        assert found.labels("").symbols[3:] == ("aɪ", "d", "h", "l", "m", "əʊ", "ɪ")
+        assert not found.warnings
+    else:
+        with pytest.raises(UserError, match=r"ipa\.dict:1: 'low' has an unknown phone"):
+            prepare(recipe.load(tmp_path / "pr.yaml"), tmp_path / "results")

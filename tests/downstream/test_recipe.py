@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from downstream import recipe
+from downstream import fetch, recipe
 from merging import recipe as merging
+from merging import study
 from merging.pretraining.pretrain import PretrainConfig
 from merging.tuning import recipe as finetune
 from upstream.common import PROJECT
@@ -27,6 +28,10 @@ def test_every_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
         assert finetune.load_recipe(path).steps > 0
     elif kind == "merge":
         assert merging.load_recipe(path).tuned
+    elif kind == "study":
+        assert study.load(path).ways
+    elif kind == "fetch":
+        assert fetch.load(path.parent.name).corpora
     else:
         assert build(PretrainConfig, read_yaml(path), str(path)).kind == "pretrain"
     head = path.read_text().split("kind:")[0]

@@ -57,8 +57,17 @@ def test_export_describe_and_check_take_what_the_results_hold(
     assert call("describe", "finetuned", "--results", results) == 0
     assert read_json(tuned / "finetune.json")["fingerprint"] in capsys.readouterr().out
     assert call("check", "--upstream", f"merged@{prints}", "--results", results) == 0
-    shutil.rmtree(results / "features", ignore_errors=True)
     assert weights(results) == before
+
+
+def test_a_run_takes_an_exact_name(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes, results = run
+    stored = find("merged", results)
+    words = ("--suite", recipes, "--results", results, "--workers", 1, "--downstream", "label")
+    assert call("--upstream", f"merged@{stored.fingerprint}", *words) == 0
+    assert "2 cells kept, 0 to compute" in capsys.readouterr().out
 
 
 def test_what_is_not_there_is_not_built(

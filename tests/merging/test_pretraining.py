@@ -11,11 +11,13 @@ import soundfile
 import torch
 from transformers import AutoFeatureExtractor, HubertModel
 
+from downstream.recipe import read_corpus
 from merging.pretraining import pretrain as module
 from merging.pretraining.hubert import Model, Position, encode, new_model, save
 from merging.pretraining.pretrain import Batches, PretrainConfig, gather, pretrain
 from merging.pretraining.stem import Stem, schedule, spectra, stem_outputs
 from merging.pretraining.targets import mfcc, mfcc_targets
+from tests.corpora import fault
 from upstream.common import PROJECT
 from upstream.common.errors import UserError
 from upstream.common.schema import build, read_yaml
@@ -122,6 +124,93 @@ def test_without_the_sample_it_says_so(room: Path, monkeypatch: pytest.MonkeyPat
     targets = torch.zeros(2, sum(map(len, stems[0])), dtype=torch.int16)
     stem, labels, mask = Batches(stems, config)(1, targets)
     assert stem.shape == (4, 15, 8) and labels.shape == (2, 4, 15) and mask.shape == (4, 15)
+
+
+def heard(room: Path, **options: object) -> PretrainConfig:
+    """The tiny run on two corpora of real speech instead of the whole sample."""
+    audio = {"name": "audio", "root": str(room / "sample"), "dev": 0.53}
+    return dataclasses.replace(TINY, real=[audio, {**audio, "without": ["deep/0*"]}], **options)
+
+
+def test_of_a_real_corpus_the_train_split_is_heard(room: Path) -> None:
+    said: list[str] = []
+    config = heard(room, seconds=0.1)
+    names = [
+        {e.path for e in read_corpus(corpus, "real", room) if e.split == "train"}
+        for corpus in config.real
+    ]
+    assert [len(part) for part in names] == [2, 1] and "deep/0" not in str(names[1])
+    _, real = gather(config, room / "corpora" / "synthetic", said.append)
+    files = sum(map(len, names))
+    assert said[-1].startswith(f"real speech: {files} files")
+    assert [len(wav) for wav in real] == [12_000] * files
+
+
+def test_other_speeds_are_other_lengths_and_pitches(room: Path, tmp_path: Path) -> None:
+    time = np.arange(32_000) / 16_000
+    soundfile.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 1000 * time), 16_000)
+    for speed in (0.8, 0.9, 1.0, 1.1, 1.25):
+        (wav,) = module._read([str(tmp_path / "tone.wav")], speed)
+        assert wav.dtype == torch.int16 and len(wav) == pytest.approx(32_000 / speed, abs=1)
+        peak = torch.fft.rfft(wav[:16_000].float()).abs().argmax()
+        assert int(peak) == pytest.approx(1000 * speed, abs=2)
+    said: list[str] = []
+    config = heard(room, seconds=0.1, speeds=[0.9, 1.0])
+    gather(config, room / "corpora" / "synthetic", said.append)
+    assert said[-1].endswith("at 2 speeds")
+
+
+def test_snapshots_are_kept_and_a_finished_run_is_left_alone(room: Path) -> None:
+    output = room / "snapshots-of"
+    config = heard(room, snapshot_every=8, seconds=0.1)
+    pretrain(config, output)
+    kept = sorted(path.name for path in (output / "snapshots").iterdir())
+    assert kept == ["step-000008", "step-000016"]
+    early, late = (weights(output / "snapshots" / name) for name in kept)
+    last = weights(output)
+    moved = "encoder.layers.0.attention.q_proj.weight"
+    assert not torch.equal(early[moved], late[moved]) and not torch.equal(late[moved], last[moved])
+    assert not (output / "state" / "stems.pt").exists()
+    pretrain(config, output)
+    assert "finished before" in (output / "pretrain.log").read_text()
+    assert all(torch.equal(tensor, last[name]) for name, tensor in weights(output).items())
+
+
+def test_a_run_that_goes_on_reads_no_audio(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = room / "no-audio"
+    real = Batches.__call__
+
+    def killed(self: Batches, step: int, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if step > 2:
+            raise KeyboardInterrupt
+        return real(self, step, targets)
+
+    config = heard(room, seconds=0.1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "SAVE_SECONDS", 0.0)  # a state after every step
+        patch.setattr(Batches, "__call__", killed)
+        pretrain(config, output)
+    monkeypatch.setattr(module, "gather", lambda *_: pytest.fail("reads audio again"))
+    pretrain(config, output)
+    assert "resumed at step 2 of 20" in (output / "pretrain.log").read_text()
+
+
+def test_a_real_corpus_that_is_not_there_is_one_line(room: Path) -> None:
+    for corpus, message in (
+        ({"name": "audio", "root": "/nowhere"}, "/nowhere: no such folder"),
+        ({"name": "audoi", "root": "/nowhere"}, "did you mean audio?"),
+        ({"name": "audio", "root": "/nowhere", "dve": 0.1}, "did you mean dev?"),
+        ({"root": "/nowhere"}, "real[0]: missing key 'name'"),
+        ({"name": "audio"}, "real[0]: missing key 'root'"),
+    ):
+        config = dataclasses.replace(TINY, real=[corpus])
+        assert message in fault(gather, config, room / "corpora" / "synthetic", print)
+
+
+def test_real_speech_that_is_asked_for_is_not_left_out_silently(room: Path) -> None:
+    for config in (heard(room, speeds=[]), heard(room, seconds=9.0)):
+        line = fault(gather, config, room / "corpora" / "synthetic", print)
+        assert f"no {2 * config.seconds:g} s of speech" in line
 
 
 def test_batches_mask_whole_spans_and_respect_the_share() -> None:

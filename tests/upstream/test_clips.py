@@ -156,16 +156,62 @@ def test_two_writers_lose_no_more_than_rows(wav: Path, tmp_path: Path) -> None:
     assert len(audiofiles._load(index)) == 2, "the rows of both"
 
 
-def test_an_interrupted_first_look_goes_on(
-    wav: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_first_look_goes_on(wav: Path, tmp_path: Path) -> None:
     index = tmp_path / "files.json"
     paths = [shutil.copy(wav, tmp_path / f"{number}.wav") for number in range(5)]
     (tmp_path / "4.wav").write_text("not audio")
-    monkeypatch.setattr(audiofiles, "SAVE_EVERY", 2)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"4\.wav: cannot be read as audio"):
         clips([(path, None, None) for path in paths], index)
     assert len(audiofiles._load(index)) == 4
+
+
+def test_a_killed_first_look_goes_on_and_saving_is_a_small_part_of_it(
+    wav: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files there are: each is written in a bounded number of savings."""
+    paths = [shutil.copy(wav, tmp_path / f"{number}.wav") for number in range(40)]
+    monkeypatch.setattr(audiofiles, "SAVE_SECONDS", 1.0)
+    clock, saved = [0.0], []
+    monkeypatch.setattr(audiofiles.time, "monotonic", lambda: clock[0])
+    real_stamp, real_save = audiofiles._stamp, audiofiles._save
+
+    def stamp(path: str) -> str:
+        clock[0] += 0.05
+        return real_stamp(path)
+
+    def save(index: Path, rows: dict[str, audiofiles._Row]) -> None:
+        real_save(index, rows)
+        saved.append(len(audiofiles._load(index)))
+        clock[0] += 0.2  # so that the next is due 4 s later
+
+    monkeypatch.setattr(audiofiles, "_stamp", stamp)
+    monkeypatch.setattr(audiofiles, "_save", save)
+    clips([(path, None, None) for path in paths], tmp_path / "files.json")
+    assert saved[0] < saved[-1] == 40 and len(saved) <= 3
+
+
+def test_an_older_index_is_read_again(wav: Path, tmp_path: Path) -> None:
+    index = tmp_path / "files.json"
+    expected = one(wav, index)
+    rows = audiofiles._load(index)
+    disk.write_checked(index, {path: row[:3] for path, row in rows.items()})
+    assert one(wav, index) == expected
+    assert audiofiles._load(index) == rows
+
+
+def test_a_channel_is_audio_of_its_own(tmp_path: Path) -> None:
+    path, index = tmp_path / "a.wav", tmp_path / "files.json"
+    wave = np.random.default_rng(0).standard_normal((16_000, 2)) / 10
+    soundfile.write(path, wave, 16_000, subtype="FLOAT")
+    pieces = [(str(path), 0.0, 0.5, channel) for channel in (None, 0, 1)]
+    mixed, left, right = clips(pieces, index)
+    assert len({mixed.key, left.key, right.key}) == 3 and mixed.channels == 2
+    assert np.allclose(left.load(), wave[:8000, 0]) and np.allclose(right.load(), wave[:8000, 1])
+    assert audiofiles.overlapping([left.key], [mixed, left, right]) == [mixed, left]
+    assert audiofiles.overlapping([mixed.key], [mixed, left, right]) == [mixed, left, right]
+    assert audiofiles.overlapping([left.key], [left._replace(start=0.5, end=1.0)]) == []
+    with pytest.raises(UserError, match=r"a\.wav: has no channel 2, 0 to 1"):
+        clips([(str(path), None, None, 2)], index)
 
 
 def test_an_index_of_twice_the_size_is_twice_the_work(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -235,3 +236,65 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 def test_free_space_of_a_folder_to_be(tmp_path: Path) -> None:
     assert disk.free_bytes(tmp_path / "not" / "yet") > 0
+
+
+def test_nothing_below_a_guarded_folder_goes_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_guarded", set())
+    outside, real = tmp_path / "outside", tmp_path / "real"
+    outside.mkdir()
+    (outside / "mine.txt").write_text("mine")
+    real.mkdir()
+    root = tmp_path / "results"
+    root.symlink_to(real)  # the folder itself may be one
+    disk.guard(root)
+    disk.write(root / "a" / "b.txt", "fine")
+    (real / "link").symlink_to(outside)
+    (real / "dangling").symlink_to(outside / "new")
+    (real / "loop").symlink_to("loop")
+    (real / "file").symlink_to(outside / "mine.txt")
+    os.mkfifo(real / "pipe")
+    for name in ("link", "dangling", "loop", "file", "pipe", "link/mine.txt", "link/a/b"):
+        path = root / name
+        acts: list[Any] = [
+            lambda p: disk.write(p, "x"), lambda p: disk.append(p, "x"), disk.touch,
+            disk.make_folder, disk.remove_folder, lambda p: disk.rename(p, root / "c"),
+            lambda p: disk.lease(p, wait=True).__enter__(),
+            lambda p: disk.lease(root, wait=True, name=p.name).__enter__(),
+        ]  # fmt: skip
+        for act in acts[: None if "/" not in name else -1]:
+            with pytest.raises(UserError, match=r"is a (link|pipe)"):
+                act(path)
+    disk.remove_file(root / "file")  # the link goes, what it points to stays
+    assert [p.name for p in outside.iterdir()] == ["mine.txt"]
+    assert (outside / "mine.txt").read_text() == "mine"
+    assert not os.path.lexists(root / "file")
+
+
+@pytest.mark.parametrize("text", ["1\nhost\n", "filelock/2\npid=1\nhost=x\nmode=exclusive\n", "x"])
+def test_a_claim_of_another_kind_is_not_waited_for(tmp_path: Path, text: str) -> None:
+    marker = tmp_path / disk.LEASE
+    for when in (0, time.time() + 1e6):
+        marker.write_text(text)
+        os.utime(marker, (when, when))
+        with pytest.raises(UserError, match="is no lease"), disk.lease(tmp_path, wait=True):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
+def test_a_read_that_fails_for_now_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "a.json"
+    disk.write_checked(path, {"a": 1})
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        for read in (disk.read, disk.read_checked, disk.read_record):
+            with pytest.raises(disk.Unreadable, match=r"a\.json: cannot be read"):
+                read(path)
+    assert disk.read_checked(path) == {"a": 1}

@@ -86,7 +86,7 @@ def test_a_guess_is_said_once_with_its_option(
     guess, other = ("true", "false") if variant.endswith("large") else ("false", "true")
     assert load(folder).fingerprint() == load(folder).fingerprint() == asked
     (line,) = notices(capsys)
-    assert f"took {guess}" in line
+    assert f"whether its audio is normalised; took normalize={guess}, as its CNN" in line
     assert f"{folder}:normalize={other}" in line
     assert resolve.load(f"{folder}:normalize={guess}").fingerprint() == asked
     assert not notices(capsys)

@@ -431,3 +431,38 @@ def test_a_store_that_cannot_be_written_is_one_line(
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         cache.extract(upstream, some, ["mean"], Store(tmp_path / "file" / "cache"))
+
+
+def test_a_read_that_fails_for_now_removes_nothing(
+    store: Store, three: list[str], some: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = shards.read_all(store.folder(three[0], "float16"))
+    files = {path for path in store.root.rglob("*") if path.is_file()}
+
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    for name in ("_checksum", "_stamp"):
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, name, fail)
+            with pytest.raises(disk.Unreadable, match="Input/output error"):
+                features[0].verify()
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_stamp", fail)
+        with pytest.raises(disk.Unreadable), shards.Writer(store.folder(three[0], "float16"), some):
+            pass
+    assert files <= {path for path in store.root.rglob("*") if path.is_file()}
+    features[0].verify()
+
+
+def test_what_is_called_otherwise_stays(store: Store, three: list[str], some: list[Clip]) -> None:
+    """Only what this program makes is removed, whatever lies in the folder of an entry."""
+    folder = store.folder(three[0], "float16")
+    (folder / "holiday").mkdir()
+    (folder / "holiday" / "photo.jpg").write_text("mine")
+    with shards.Writer(folder, some[:1]):
+        pass
+    assert (folder / "holiday" / "photo.jpg").read_text() == "mine"
+    entry = next(entry for entry in store.entries() if entry.fingerprint == three[0])
+    assert store.foreign(entry) == ["holiday"] and not store.remove(entry)
+    assert (folder / "holiday" / "photo.jpg").read_text() == "mine"

@@ -122,7 +122,7 @@ def _family(path: Path, container: Container, asked: str | None) -> tuple[str, d
     alike = {name for name in hints if name not in STRUCTURE}
     if not facts and len(alike) == 1:
         name = alike.pop()
-        return name, {"family": f"{name}, after the names of its tensors ({prefix}...)"}
+        return name, {"family": f"{name}, as names of its tensors begin with {prefix!r:.60}"}
     raise UserError(
         f"{path}: does not say which model it is (HuBERT and wav2vec 2.0 have the same tensors); "
         f"write {path}:family=hubert or {path}:family=wav2vec2"

@@ -28,6 +28,8 @@ LEASE = ".lease"
 LEASE_SECONDS = 60.0  # a lease that was not refreshed for so long is anybody's; all must agree
 BLANK_SECONDS = 5.0  # a lease whose holder was killed before it wrote its name is anybody's then
 PART = ".part-"  # how the name of a file in the making begins
+UMASK = os.umask(0o022)  # it can only be read by setting it
+os.umask(UMASK)
 
 
 RECORD_BYTES = 64 << 20  # a JSON record of one cell, upstream or choice has some kilobytes
@@ -221,6 +223,8 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.parent / f"{PART}{uuid.uuid4().hex}{path.suffix[:20]}"
     try:
         yield part
+        if part.is_file():  # safetensors writes for the owner alone
+            part.chmod(0o666 & ~UMASK)
         os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):  # what the body raised says more

@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-LONGEST = 2000  # characters of a line
+LONGEST = 2_000  # characters of a line
+MOST = 40  # names that are listed
 
 
 class UserError(ValueError):
@@ -20,7 +21,15 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; there is: {', '.join(known)}" if known else ""
+    more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
+    return f"; there is: {', '.join(known[:MOST])}{more}" if known else ""
+
+
+def bounded(text: str) -> str:
+    """Text on one line; of a very long one the begin and the end."""
+    line = " ".join(text.split())
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
 
 
 def one_line(error: BaseException, more: str) -> str:
@@ -31,9 +40,9 @@ def one_line(error: BaseException, more: str) -> str:
     from upstream.common import packages  # which needs this module
     from upstream.common.text import escaped
 
-    text = escaped(" ".join(str(error).split()))
+    text = escaped(bounded(str(error)))
     if isinstance(error, UserError):
-        return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+        return text
     if line := packages.import_failure(error):
         return line
     place = traceback.extract_tb(error.__traceback__)[-1]

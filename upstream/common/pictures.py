@@ -32,7 +32,7 @@ _fault = ""  # why nothing can be drawn in this process; once is enough to find 
 
 
 def require() -> ModuleType:
-    """altair, which describes pictures. Raises UserError, with the command that brings it, if what draws is missing or broken."""
+    """altair, which describes pictures; what draws them is there too, or UserError says how."""
     altair = require_package("altair")
     if find_spec("vl_convert") is None:  # imported in the process that draws only
         require_package("vl_convert")

@@ -40,6 +40,10 @@ ARCHITECTURE = [name for name in FIELDS if name != "given" and "dropout" not in 
 CONVOLUTION = (
     "conv_dim conv_kernel conv_stride conv_bias feat_extract_norm feat_extract_activation"
 ).split()
+QUESTIONS = {  # that a file may leave open
+    "family": "which model it is",
+    "normalize": "whether its audio is normalised",
+}
 # What transformers can add to these models and this forward does not do: refuse, never ignore.
 REFUSED = ("conv_pos_batch_norm", "add_adapter", "adapter_attn_dim")
 
@@ -64,6 +68,7 @@ class Encoder(Upstream):
         self.family, settings, self.source = weights.family, weights.config, weights.source
         self.normalize = weights.normalize
         self.padding, self.precision = padding, precision
+        self.padding_matters = padding == "s3prl"
         self.options = {"padding": padding, "precision": precision, "normalize": self.normalize}
         if self.family not in list(FAMILIES):  # a file may not name code to run
             hint = near_miss(self.family, FAMILIES)
@@ -220,7 +225,7 @@ def load(
             if option == "family":
                 other = "wav2vec2" if weights.family == "hubert" else "hubert"
             notice(
-                f"{name or path}: no file says its {option}; took {reason} "
+                f"{name or path}: no file says {QUESTIONS[option]}; took {option}={reason} "
                 f"(write {name or path}:{option}={other} if that is wrong)"
             )
     encoder = Encoder(weights, padding, precision)

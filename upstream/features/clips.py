@@ -1,18 +1,19 @@
 """Audio files by content: what the features of a moved, copied or edited file are found under.
 
-Headers and content digests are remembered in a file beside the cache, under each audio file's size,
-times and inode, so that a corpus is read once and only looked at afterwards.
+Headers and content digests are remembered in a file beside the cache, the index, under each audio
+file's size, times and inode: a corpus is read once and only looked at afterwards.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import math
 import os
 import re
 import time
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +28,31 @@ from upstream.common.progress import progress
 INDEX = "files.json"  # its usual name
 QUIET = 2.0  # seconds: two changes this close may leave the same times (NFS, FAT)
 THREADS = 8
-SAVE_EVERY = 2_000  # files; an interrupted first look goes on from here
+CHUNK = 32  # files that a thread reads at a time
+# A killed first look goes on from what was saved. Saving writes the whole index: it may take a
+# twentieth of the time, so that many files cost no more each than few.
+SAVE_SECONDS = 10.0
+SAVE_SHARE = 0.05
 TIMES = re.compile(r"([0-9.]+(?:e[-+]?[0-9]+)?)-([0-9.]+(?:e[-+]?[0-9]+)?)?")  # of a clip's key
 DIGEST = re.compile(r"[0-9a-f]{16}")
-ROWS = ([str, float, str], [str, int, str])  # types of a row of the index
+ROW_TYPES: tuple[Any, ...] = (
+    str,
+    (int, float),
+    str,
+    int,
+    int,
+)  # of the fields of a row of the index
+OLDEST_FIELDS = 3  # an older index has no channels and no rate
 LEAST = 0.001  # seconds; a shorter part may hold no sample: audio.py decides
+
+
+class Piece(NamedTuple):
+    """What a corpus asks for: a file, a part of it in seconds, one channel or their average."""
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+    channel: int | None = None  # counted from 0
 
 
 class Clip(NamedTuple):
@@ -42,13 +63,17 @@ class Clip(NamedTuple):
     end: float | None
     seconds: float  # of this part, from the file's header
     digest: str  # 16 hex digits over the whole file's content
+    channel: int | None = None  # counted from 0; None: the average of all
+    channels: int = 1  # of the file
+    rate: int = 16_000  # of the file, in Hz
 
     @property
     def key(self) -> str:
         """Identity of this piece of audio, wherever its file lies."""
+        content = self.digest if self.channel is None else f"{self.digest}@{self.channel}"
         if self.start is None and self.end is None:
-            return self.digest
-        return f"{self.digest}:{self.start or 0.0}-{'' if self.end is None else self.end}"
+            return content
+        return f"{content}:{self.start or 0.0}-{'' if self.end is None else self.end}"
 
     def part(self, start: float, end: float) -> Clip:
         """The window between two times in seconds, which must lie inside the file."""
@@ -56,38 +81,82 @@ class Clip(NamedTuple):
 
     def load(self) -> Tensor:
         """[N] float32 at 16 kHz. Raises UserError."""
-        return audio.load(self.path, self.start, self.end)
+        return audio.load(self.path, self.start, self.end, self.channel)
 
 
-def clips(parts: Sequence[tuple[str, float | None, float | None]], index: Path) -> list[Clip]:
-    """A `Clip` for each (path, start, end), from headers and contents remembered in `index`.
+def clips(parts: Iterable[tuple[Any, ...]], index: Path) -> list[Clip]:
+    """A `Clip` for each `Piece`, from headers and contents remembered in `index`.
 
-    Files whose size, times and inode are as remembered are not opened. Raises UserError for a
-    missing or unreadable file, a part outside its file, and an index that cannot be written.
+    parts: Pieces, or (path, start, end). Files whose size, times and inode are as remembered are
+    not opened. Raises UserError for a missing or unreadable file, a part outside its file, a
+    channel that it does not have, and an index that cannot be written.
     """
-    whole = _whole(list(dict.fromkeys(path for path, _, _ in parts)), index)
-    return [
-        Clip(path, start, end, _seconds(path, start, end, whole[path].seconds), whole[path].digest)
-        for path, start, end in parts
-    ]
+    pieces = list(itertools.starmap(Piece, parts))
+    rows = _rows(list(dict.fromkeys(piece.path for piece in pieces)), index)
+    return [_clip(piece, rows[piece.path]) for piece in pieces]
+
+
+def _clip(piece: Piece, row: _Row) -> Clip:
+    path, start, end, channel = piece
+    if channel is not None and not 0 <= channel < row.channels:
+        audio.require_channel(path, channel)
+    if start is None and end is None:
+        length = row.seconds
+    else:
+        length = _seconds(path, start, end, row.seconds)
+    return Clip(path, start, end, length, row.digest, channel, row.channels, row.rate)
+
+
+class Heard:
+    """Audio by content, channel and time, to ask what else shares some of it."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        """keys: of clips."""
+        self.whole: set[str] = set()  # digests of files that were heard to their end, all channels
+        self.spans: dict[str, list[tuple[float, float]]] = {}
+        self.channels: dict[str, list[str]] = {}  # digest -> contents
+        for key in keys:
+            if ":" not in key and "@" not in key:
+                self.whole.add(key)
+                continue
+            content, _, times = key.partition(":")
+            match = TIMES.fullmatch(times)  # a key without times is the whole file
+            start, end = match.groups() if match else ("0", None)
+            self.spans.setdefault(content, []).append((float(start), float(end or "inf")))
+        for content, spans in self.spans.items():
+            self.channels.setdefault(content.partition("@")[0], []).append(content)
+            spans[:] = _joined(spans)
+
+    def shares(self, clip: Clip) -> bool:
+        """Whether the clip overlaps with what was heard, in a channel or in the average of all."""
+        if clip.digest in self.whole:
+            return True
+        first, last = clip.start or 0.0, math.inf if clip.end is None else clip.end
+        for content in self.channels.get(clip.digest, ()):
+            channel = content.partition("@")[2]
+            if channel and clip.channel is not None and channel != str(clip.channel):
+                continue
+            spans = self.spans[content]
+            before = bisect.bisect_left(spans, (last, -math.inf)) - 1
+            if before >= 0 and first < spans[before][1]:
+                return True
+        return False
+
+
+def _joined(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """In order, those that overlap as one: the last that begins before a time ends last."""
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(spans):
+        if joined and start < joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def overlapping(heard: Collection[str], clips: Iterable[Clip]) -> list[Clip]:
     """The clips that share audio with clip keys `heard`: the same file and overlapping time."""
-    spans = defaultdict(list)
-    for key in heard:
-        content, _, times = key.partition(":")
-        match = TIMES.fullmatch(times)  # a key without times is the whole file
-        start, end = match.groups() if match else ("0", None)
-        spans[content].append((float(start), float(end or "inf")))
-    return [
-        clip
-        for clip in clips
-        if any(
-            start < (clip.end or math.inf) and (clip.start or 0.0) < end
-            for start, end in spans[clip.digest]
-        )
-    ]
+    return list(filter(Heard(heard).shares, clips))
 
 
 def digest(path: str | Path) -> str:
@@ -124,47 +193,100 @@ class _Row(NamedTuple):
     stamp: str
     seconds: float
     digest: str
+    channels: int = 0  # 0: an older index did not say; it is read again
+    rate: int = 0
 
 
-def _whole(paths: list[str], index: Path) -> dict[str, _Row]:
+def _rows(paths: list[str], index: Path) -> dict[str, _Row]:
     """Rows by path. Of two writers of the index the last wins: a lost row is only read again."""
-    known = _load(index)
+    remembered = _load(index)
     rows: dict[str, _Row] = {}
     for path in paths:
-        row = known.get(os.path.abspath(path))
-        if row and row.stamp == _stamp(path):
+        row = remembered.get(_absolute(path))
+        if row and row.channels and row.stamp == _stamp(path):
             rows[path] = row
-    unknown = [path for path in paths if path not in rows]
+    unread = [path for path in paths if path not in rows]
+    if not unread:
+        return rows
     fresh: dict[str, _Row] = {}
-    with ThreadPoolExecutor(THREADS) as pool:
-        read = progress(pool.map(_read, unknown), "reading audio files", len(unknown))
-        for count, (row, path) in enumerate(zip(read, unknown), 1):
+    saved, due = time.monotonic(), SAVE_SECONDS
+    try:
+        for path, row in progress(_read_all(unread), "reading audio files", len(unread)):
             rows[path] = row
             # a file in the making could change again and keep its times: it is read again next time
             if row.stamp == _stamp(path) and time.time() - os.stat(path).st_ctime > QUIET:
-                fresh[os.path.abspath(path)] = row
-            if fresh and (len(fresh) == SAVE_EVERY or count == len(unknown)):
-                disk.write_checked(index, _load(index) | fresh)
-                fresh.clear()
+                fresh[_absolute(path)] = row
+            if fresh and time.monotonic() - saved > due:
+                begun = time.monotonic()
+                _save(index, fresh)
+                saved = time.monotonic()
+                due = max(SAVE_SECONDS, (saved - begun) / SAVE_SHARE)
+    finally:  # a file that cannot be read does not cost what was read before it
+        if fresh:
+            _save(index, fresh)
     return rows
+
+
+def _absolute(path: str) -> str:
+    """As os.path.abspath, which is slow where there is nothing to do."""
+    text = os.fspath(path)
+    plain = text.startswith("/") and "//" not in text and "/." not in text
+    return text if plain else os.path.abspath(text)
+
+
+def _read_all(paths: Sequence[str]) -> Iterator[tuple[str, _Row]]:
+    """Rows in the order of the paths. Raises UserError for the first that cannot be read."""
+    chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for chunk, rows in zip(chunks, pool.map(_read_some, chunks)):
+                for path, row in zip(chunk, rows):
+                    if isinstance(row, UserError):
+                        raise row
+                    yield path, row
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_some(paths: Sequence[str]) -> list[_Row | UserError]:
+    """The row of each; instead of the first that cannot be read why, and no more."""
+    rows: list[_Row | UserError] = []
+    for path in paths:
+        try:
+            rows.append(_read(path))
+        except UserError as error:
+            return [*rows, error]
+    return rows
+
+
+def _save(index: Path, rows: dict[str, _Row]) -> None:
+    """Add rows to what is in the index by now. Raises UserError if it cannot be written."""
+    merged = _load(index) | rows
+    disk.write_checked(index, merged)
+    rows.clear()
 
 
 def _load(index: Path) -> dict[str, _Row]:
     """Absolute path -> row; nothing where the index is not there or damaged."""
     rows = disk.read_checked(index)
     known = rows.items() if isinstance(rows, dict) else ()
-    return {path: _Row(*row) for path, row in known if _is_row(row)}
+    fields = len(_Row._fields)  # a later version may have more: what it says of those is not known
+    return {path: _Row(*row[:fields]) for path, row in known if _is_row(row)}
 
 
 def _is_row(row: Any) -> bool:
     """Whether the index may hold it: nobody but this program writes there, says the folder."""
-    if not isinstance(row, list) or [type(value) for value in row] not in ROWS:
+    if not isinstance(row, list) or len(row) < OLDEST_FIELDS:
         return False
-    return 0 <= row[1] < math.inf and bool(DIGEST.fullmatch(row[2]))
+    if not all(isinstance(value, kind) for value, kind in zip(row, ROW_TYPES)):
+        return False
+    are_sizes = 0 <= row[1] < math.inf and min(row[3:5], default=0) >= 0
+    return are_sizes and bool(DIGEST.fullmatch(row[2]))
 
 
 def _read(path: str) -> _Row:
-    return _Row(_stamp(path), audio.seconds(path), digest(path))
+    stamp, facts = _stamp(path), audio.facts(path)
+    return _Row(stamp, facts.seconds, digest(path), facts.channels, facts.rate)
 
 
 def _stamp(path: str) -> str:

@@ -66,11 +66,13 @@ def extract(
     name: str = "",
     share_cnn: bool = False,
     batch_seconds: float = 32.0,
+    what: str = "",
 ) -> None:
     """Pass `clips` through the upstream once and keep what the store misses of `kinds`.
 
     share_cnn: where the upstream says which CNN it has, the CNN's outputs are kept too, and taken
     from the store for clips that passed any upstream with the same CNN. Kind "cnn" implies it.
+    what: in lines about progress, which else begin with `name`.
     Raises UserError for audio, hidden states or a store that cannot be used.
     """
     upstream.eval()
@@ -86,8 +88,9 @@ def extract(
     for entry, _ in first + targets if parts else []:
         store.describe(entry, name, upstream.source)
     for number, part in enumerate(parts, 1):
-        what = f"{name}: features" + (f", part {number} of {len(parts)}" if parts[1:] else "")
-        make = partial(_make, upstream, part, store, cnn, batch_seconds, what.removeprefix(": "))
+        label = f"{name}: features" + (f", part {number} of {len(parts)}" if parts[1:] else "")
+        label = what or label.removeprefix(": ")
+        make = partial(_make, upstream, part, store, cnn, batch_seconds, label)
         make(first, convolved)
         make(targets, whole)
 

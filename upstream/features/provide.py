@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from upstream.base import SAMPLE_RATE, Upstream, valid
+from upstream.base import Upstream, valid
 from upstream.common import disk
 from upstream.features.ahead import ahead
 from upstream.features.clips import Clip
 from upstream.features.codec import Features, Kind, decode, encode, require
 from upstream.features.extract import bytes_of, extract, shape
 from upstream.features.forward import Source, convolved
+from upstream.features.lengths import frame_counts
 from upstream.features.store import Store
 
 Where = Literal["auto", "cache", "recompute"]
@@ -36,7 +37,8 @@ def provide(
 
     What the store has is read. What it misses of means is extracted; of frames too where they may
     be kept (`where`; "auto": they take at most half of the free disk), else all are recomputed
-    for every batch. A recomputed frame is rounded like a kept one: a score is the same either way.
+    for every batch. A recomputed frame is rounded like a kept one, and batches are made by the
+    same true lengths: on a CPU the bytes of predictions are the same either way.
     name, share_cnn, batch_seconds: as of `extract`. Raises UserError, as `extract` and `open` do.
     """
     upstream.eval()
@@ -95,8 +97,7 @@ class Recomputed(Source):
         if entry and there:
             self.kept = store.open(entry, kind, [clips[i] for i in there])
         self.layers, self.dim = shape(upstream, kind)
-        # only used to sort batches by length; the true lengths come with each batch
-        self.lens = torch.tensor([int(c.seconds * SAMPLE_RATE / upstream.stride) for c in clips])
+        self.lens = frame_counts(upstream, entry, clips, store, self.run)
         self.squares, self.count = 0.0, 0  # of the codec's errors so far
 
     @property
@@ -117,7 +118,7 @@ class Recomputed(Source):
         if self._kept(indices):
             return self.kept.batch([self.there[i] for i in indices])
         arrays, lens = self.rounded(indices, items)
-        x = decode(arrays)
+        x = decode(arrays)[:, :, : int(lens.max())]  # of kept ones there is no more
         return x.masked_fill(~valid(lens, x.shape[2])[None, :, :, None], 0), lens
 
     def rounded(self, indices: Indices, items: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:

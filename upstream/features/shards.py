@@ -30,7 +30,7 @@ from upstream.common.errors import UserError
 from upstream.features.clips import Clip
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FORMAT = 2  # raise when the same audio and weights give other features than before
+FORMAT = 3  # raise when the same audio and weights give other features than before
 BLOCK = 1 << 22  # bytes read at once
 JSON = "shard.json"
 USED = "used"  # its time is the entry's last use

@@ -30,10 +30,7 @@ class Window:
         self.held: dict[str, dict[str, Tensor]] = {}
 
     def fill(self, clips: Sequence[Clip], batch_seconds: float = 32.0) -> None:
-        """Hold the frames of these, anew, and of no others. Raises UserError for bad audio.
-
-        What was held before would differ in its last bits: it passed in other batches.
-        """
+        """Hold the frames of these, anew, and of no others. Raises UserError for bad audio."""
         self.held = {}
         wanted = {clip.key: clip for clip in clips}.values()
         todo = sorted(wanted, key=lambda clip: (-clip.seconds, clip.key))
