@@ -18,8 +18,9 @@ import yaml
 
 from downstream.report.compare import Row, scores
 from downstream.report.groups import grouped, labels, results_of, version
+from downstream.report.pool import Pool
 from downstream.report.results import Result, Score, finite
-from downstream.tasks.metrics import of_result
+from downstream.tasks.metrics import BOUNDED, of_result
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 from upstream.common.packages import require_package
@@ -34,7 +35,6 @@ HUB = {  # tasks as the Hugging Face Hub calls them; all others classify audio
     "asr_ted": "automatic-speech-recognition", "asv": "speaker-verification",
     "sd": "speaker-diarization", "sf": "slot-filling", "qbe": "spoken-term-detection",
 }  # fmt: skip
-BOUNDED = ("accuracy", "eer", "slot_f1")  # from 0 to 100; of the others one end is open
 
 
 class Shared(NamedTuple):
@@ -61,11 +61,11 @@ def shared(upstream: str, results: Sequence[Result], suite: str | None = None) -
     if suite is not None and suite not in (known := {r.cell.suite for r in mine}):
         raise UserError(f"{upstream} has no results in suite {suite!r}{near_miss(suite, known)}")
     chosen = [r for r in mine if suite in (None, r.cell.suite)]
-    called = labels(chosen)
+    called, pool = labels(chosen), Pool(results)
     found = [
         Shared(row, group[0].score)
         for _, group in sorted(grouped(chosen, version).items())
-        for row in scores(group, called)
+        for row in scores(group, called, pool)
         if not row.seen
     ]
     if not found:

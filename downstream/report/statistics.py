@@ -236,7 +236,8 @@ def interval(sample: Sample, spread: SeedSpread | None = None, sides: int = 1) -
         return Interval(value, p=1.0, reason="the same errors everywhere: no spread to go by")
     shrink = (clusters - 1) / clusters
     by_cluster = shrink * float((moves.mean(1) ** 2).sum())
-    spread = spread or seed_spread([sample])
+    if spread is None:
+        spread, sides = seed_spread([sample]), 1
     by_seed, df = 0.0, float(clusters - 1)
     if spread is not None:
         share = sides / seeds
@@ -259,7 +260,12 @@ def from_error(value: float, error: float, df: float) -> Interval:
     return Interval(value, value - half, value + half, p, error, df)
 
 
-def pooled(tuned: Sequence[Sequence[Summary]], base: Sequence[Summary], metric: str) -> Interval:
+def pooled(
+    tuned: Sequence[Sequence[Summary]],
+    base: Sequence[Summary],
+    metric: str,
+    spread: SeedSpread | None = None,
+) -> Interval:
     """The mean of upstreams that differ in their fine-tuning seed, minus the base.
 
     An upstream is one draw of a way of making it: another fine-tuning seed gives other weights. The
@@ -269,13 +275,14 @@ def pooled(tuned: Sequence[Sequence[Summary]], base: Sequence[Summary], metric: 
     over K, less what the clusters alone would make them differ by (`interval` takes the K means as
     it takes heads). The base's heads, common to all rows: their variance over H. Degrees of freedom
     are Satterthwaite's. With one fine-tuning seed nothing is known of another one: the interval is
-    over speakers and head seeds.
+    over speakers and head seeds. `spread` tells of head seeds; that of fine-tuning seeds is known
+    from this way of making alone.
 
     Raises UserError, as `paired` does, if the test sets differ.
     """
     first, heads = tuned[0], min(len(tuned[0]), len(base))
     if len(tuned) == 1:
-        return paired(first[:heads], base[:heads], metric)
+        return paired(first[:heads], base[:heads], metric, spread)
     for each in tuned:
         paired(each[:1], base[:1], metric)  # refuses other test sets
     ours = [stacked(each, metric) for each in tuned]
@@ -283,12 +290,15 @@ def pooled(tuned: Sequence[Sequence[Summary]], base: Sequence[Summary], metric: 
     whole = np.array([each.whole.mean() for each in ours]) - theirs.whole.mean()
     without = np.stack([each.without.mean(1) for each in ours], 1) - theirs.without.mean(1)[:, None]
     found = interval(Sample(whole, without))
-    count = len(theirs.whole)
-    if found.reason or count < 2:
+    heads_spread = spread or seed_spread([theirs])
+    if found.reason or heads_spread is None:
         return found
-    own, common = found.standard_error**2, float(theirs.whole.var(ddof=1)) / count
-    freedom = own**2 / found.df + common**2 / (count - 1)
-    return from_error(found.value, math.sqrt(own + common), (own + common) ** 2 / freedom)
+    ways, common = found.standard_error**2, heads_spread.variance / len(theirs.whole)
+    variance = ways + common
+    freedom = variance**2 / (ways**2 / found.df + common**2 / heads_spread.df)
+    result = from_error(found.value, math.sqrt(variance), freedom)
+    return replace(result, clusters=found.clusters, seeds=found.seeds,
+                   seed_variance=found.seed_variance + common)  # fmt: skip
 
 
 def holm(ps: Sequence[float]) -> list[float]:

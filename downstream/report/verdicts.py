@@ -124,7 +124,7 @@ def needed(interval: Interval, margin: float, better: Direction, tests: int, uni
     is; where neither suffices alone, both are needed.
     """
     spread, value = interval.standard_error, interval.value
-    if not spread > 0:
+    if not spread > 0 or not interval.clusters:
         return ""
     power = float(ndtri(POWER))
     gain = -value if better == "lower" else value
@@ -186,3 +186,19 @@ def answer(upstream: str, findings: Sequence[Finding]) -> str:
         for more, tasks in groups.items():
             parts.append(phrase.format(", ".join(tasks)) + (f" ({more})" if more else ""))
     return f"{upstream}: {'; '.join(parts) or 'nothing to compare'}"
+
+
+class Answer(NamedTuple):
+    """Of an upstream, against a reference."""
+
+    reference: str
+    sentence: str
+
+
+def answer_lines(answers: Sequence[Answer]) -> list[str]:
+    """The sentences below their references."""
+    shown: list[str] = []
+    for reference in dict.fromkeys(each.reference for each in answers):
+        shown.append(f"against {reference}:")
+        shown += [f"  {each.sentence}" for each in answers if each.reference == reference]
+    return shown
