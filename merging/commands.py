@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         print(table.show(table.summary(mine, suite.name, references, numbers, pool)))
     print("".join(f"{line}\n" for line in costs(upstreams)), end="")
     written = table.write(args.results, results, references, numbers, allowed)
-    share.update_cards(mine, args.results / "upstreams")
+    share.update_cards(mine, args.results / "upstreams", pool)
     try:
         from downstream.report import page
         from upstream.similarity import similarities

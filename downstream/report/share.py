@@ -55,13 +55,15 @@ class Shared(NamedTuple):
         return {} if math.isnan(self.row.low) else {"low": self.row.low, "high": self.row.high}
 
 
-def shared(upstream: str, results: Sequence[Result], suite: str | None = None) -> list[Shared]:
+def shared(
+    upstream: str, results: Sequence[Result], suite: str | None = None, pool: Pool | None = None
+) -> list[Shared]:
     """All scores of an upstream but those on audio that it has heard. UserError if none is left."""
     mine = results_of(upstream, results)
     if suite is not None and suite not in (known := {r.cell.suite for r in mine}):
         raise UserError(f"{upstream} has no results in suite {suite!r}{near_miss(suite, known)}")
     chosen = [r for r in mine if suite in (None, r.cell.suite)]
-    called, pool = labels(chosen), Pool(results)
+    called, pool = labels(chosen), pool or Pool(results)
     found = [
         Shared(row, group[0].score)
         for _, group in sorted(grouped(chosen, version).items())
@@ -202,7 +204,7 @@ def write_card(card: Path, index: list[dict[str, Any]]) -> None:
             raise UserError(f"{card}: its front matter cannot be read ({reason:.200})") from error
 
 
-def update_cards(results: Sequence[Result], root: Path) -> list[Path]:
+def update_cards(results: Sequence[Result], root: Path, pool: Pool) -> list[Path]:
     """The model-index of cards of what was built below `root`, each by its newest results."""
     written = []
     folders: dict[Path, list[Result]] = {}
@@ -215,7 +217,7 @@ def update_cards(results: Sequence[Result], root: Path) -> list[Path]:
     for folder, mine in sorted(folders.items()):
         newest = max(mine, key=lambda r: r.score.created).cell
         try:
-            found = shared(f"{newest.upstream}@{newest.fingerprint}", mine)
+            found = shared(f"{newest.upstream}@{newest.fingerprint}", mine, pool=pool)
         except UserError:
             continue
         try:

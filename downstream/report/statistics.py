@@ -359,7 +359,7 @@ def _views(
 
 
 def _baselines(records: Sequence[Record]) -> tuple[float, float] | None:
-    """Chance level and majority class in per cent; None where a record is no single label.
+    """Chance level and majority class in per cent; None unless records are labels of two classes.
 
     Of the classes in the references; a head that knows more would guess right less often. With
     folds the unweighted mean over them, as the score is.
@@ -369,10 +369,12 @@ def _baselines(records: Sequence[Record]) -> tuple[float, float] | None:
         if not isinstance(record, Count) or record.total != 1:
             return None
         labels[record.fold][record.reference] += 1
-    majority = sum(labels.values(), Counter[str]()).most_common(1)[0][0]
+    classes = sum(labels.values(), Counter[str]())
+    if len(classes) < 2:
+        return None
+    majority = classes.most_common(1)[0][0]
     shares = [count[majority] / count.total() for count in labels.values()]
-    classes = len({label for count in labels.values() for label in count})
-    return 100 / classes, 100 * sum(shares) / len(shares)
+    return 100 / len(classes), 100 * sum(shares) / len(shares)
 
 
 def _rest(parts: Array) -> Array:

@@ -172,13 +172,15 @@ def baselines(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
 
 
 def at_floor(row: Row) -> str:
-    """Why a score says nothing of its upstream: its interval reaches what takes no upstream."""
-    if row.reference or math.isnan(row.low):
+    """Why a score says nothing of its upstream: its interval, or without one the score, reaches
+    what takes no upstream."""
+    if row.reference:
         return ""
+    low, high = (row.score if math.isnan(end) else end for end in (row.low, row.high))
     floor = max(row.chance, row.majority)
-    if row.low <= floor:
+    if low <= floor:
         return f"at chance: no better than always the most frequent class ({floor:.1f})"
-    if row.metric in SILENT and row.high >= 100:
+    if row.metric in SILENT and high >= 100:
         return "nothing learnt: no better than saying nothing (100)"
     return ""
 
