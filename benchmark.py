@@ -13,10 +13,8 @@ import importlib
 import importlib.util
 import itertools
 import math
-import os
 import re
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +46,7 @@ from upstream.common import shipped
 from upstream.common.disk import guard
 from upstream.common.errors import bounded, near_miss, one_line
 from upstream.common.output import unbroken
-from upstream.common.stop import stoppable
+from upstream.common.stop import end_now, just_stopped, stoppable
 from upstream.common.text import escaped_output
 
 EXAMPLES = """\
@@ -296,6 +294,11 @@ def main(argv: list[str] | None = None) -> int:
         return _call(args)
 
 
+def _stopped() -> int:
+    print("\nstopped; the same command goes on from here", file=sys.stderr)
+    return STOPPED
+
+
 def _call(args: argparse.Namespace) -> int:
     try:
         if args.command == "check" and not (args.upstream or args.recipe):
@@ -306,9 +309,10 @@ def _call(args: argparse.Namespace) -> int:
         with escaped_output():
             return int(call(args) or 0)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return STOPPED
+        return _stopped()
     except Exception as error:
+        if just_stopped():
+            return _stopped()
         if args.debug:
             traceback.print_exc()
         line = f"benchmark.py: {one_line(error, 'what the same command prints with --debug')}"
@@ -320,10 +324,8 @@ def console() -> NoReturn:
     """The command `speech-ft-bench`: `main` on the command line, then the exit status."""
     with stoppable():
         status = main()
-    if status == STOPPED:  # the threads of killed workers may wait for each other for ever
-        end = threading.Timer(5.0, os._exit, [status])
-        end.daemon = True
-        end.start()
+    if status == STOPPED:
+        end_now(status)
     sys.exit(status)
 
 

@@ -83,10 +83,14 @@ def run(args: argparse.Namespace) -> None:
         )
     else:
         print(table.show(table.summary(mine, suite.name, references, numbers, pool)))
-    print("".join(f"{line}\n" for line in costs(upstreams)), end="")
+    if not references and len(work.identities) > 1:
+        print("no differences: --reference NAME compares the others with one of these")
+    print("".join(f"{line}\n" for line in costs(upstreams)), end="", flush=True)
     written = table.write(args.results, results, references, numbers, allowed)
     share.update_cards(mine, args.results / "upstreams", pool)
-    try:
+    if failed:
+        print(*failed.lines, sep="\n", file=sys.stderr)
+    try:  # pictures come last: whatever becomes of them, the rest is there
         from downstream.report import page
         from upstream.similarity import similarities
 
@@ -98,7 +102,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"no page: {error}")
     print(f"written: {', '.join(map(str, written))}", flush=True)
     if failed:
-        print(*failed.lines, sep="\n", file=sys.stderr)
         raise failed
 
 

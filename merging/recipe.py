@@ -125,7 +125,9 @@ def altered(
     if alpha is not None:
         given = alphas.from_text(alpha, f"{recipe}: alpha") if isinstance(alpha, str) else alpha
         plan = with_alpha(plan, given)
-    return plan if members is None else with_members(plan, members, str(recipe))
+    plan = plan if members is None else with_members(plan, members, str(recipe))
+    _check(plan, str(recipe))
+    return plan
 
 
 def recipe_of(

@@ -133,7 +133,7 @@ def _require_written(base: Encoder, state: Weights, output: Path, digest: str) -
     merged = Encoder(checkpoint(base, state), base.padding, base.precision)
     again = require_same(merged, output).fingerprint()
     if again != digest:  # what is on disk is not what was handed to it
-        (output / export.WEIGHTS).unlink(missing_ok=True)
+        disk.remove_file(output / export.WEIGHTS)
         raise UserError(f"{output}: reads back as {again}, not {digest}; check the disk")
 
 

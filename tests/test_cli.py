@@ -416,3 +416,17 @@ def test_check_says_which_files_it_ran(
     (suite / "label.yaml").write_text(text)
     assert call(*words, suite / "label.yaml") == 0
     assert f"ran {code}" in capsys.readouterr().out
+
+
+def test_half_a_character_in_a_table_is_one_line(
+    suite: Path, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [line.split("\t") for line in (tones / "manifest.tsv").read_text().splitlines()]
+    lines = [dict(zip(rows[0], row), path=str(tones / row[0])) for row in rows[1:]]
+    lines[5]["label"] = "a\ud83d"
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = (suite / "label.yaml").read_text().replace(str(tones), f"{tmp_path}, file: m.jsonl")
+    (suite / "label.yaml").write_text(text)
+    assert call("check", "--recipe", suite / "label.yaml", "--results", tmp_path / "r") == 2
+    err = capsys.readouterr().err
+    assert "half a character" in err and "unforeseen" not in err and err.count("\n") == 1

@@ -56,6 +56,9 @@ MAY_WRITE = {
     "upstream/features/store.py: rmdir", "downstream/run/beats.py: write_text",
     "downstream/report/share.py: write_bytes", "downstream/commands.py: touch",
     "merging/cost.py: write_text",
+    # a folder of downloads is the user's, and lies where the user says
+    "upstream/common/download.py: unlink", "upstream/common/unpack.py: mkdir",
+    "downstream/fetch.py: rmtree", "downstream/fetch.py: replace",
 }  # fmt: skip
 
 

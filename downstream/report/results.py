@@ -129,7 +129,9 @@ def save(root: Path, cell: Cell, result: Score, predictions: Sequence[Record]) -
     names = asdict(cell)
     names["recipe"] = names.pop("revision")  # its name in format 1
     disk.guard(root)
-    content = {"format": FORMAT, "cell": names, "result": portable(asdict(result), root)}
+    told = asdict(result)  # names stay what they are; of all else nobody needs this machine's paths
+    told |= portable({key: told[key] for key in ("recipe", "source", "warnings")}, root)
+    content = {"format": FORMAT, "cell": names, "result": told}
     lines = (json.dumps(line._asdict(), ensure_ascii=False) for line in predictions)
     disk.make_folder(folder)
     disk.remove_file(folder / "score.json")  # an older one must not vouch for new predictions

@@ -158,6 +158,6 @@ def predict(kept: Sequence[Kept], upstream: Upstream, path: str) -> list[str]:
 
 
 def agreed(texts: Sequence[str]) -> str:
-    """What most heads say (the first of equals), with how many, unless all say the same."""
+    """What most heads say (the first of equals), with how many, where there are several."""
     text, count = Counter(texts).most_common(1)[0]
-    return text if count == len(texts) else f"{text} ({count} of {len(texts)} heads)"
+    return text if len(texts) == 1 else f"{text} ({count} of {len(texts)} heads)"

@@ -228,7 +228,7 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
             written = time.monotonic()
         if config.snapshot_every and step % config.snapshot_every == 0:
             save(model, output / "snapshots" / f"step-{step:06d}")
-    (state / "stems.pt").unlink(missing_ok=True)  # a gigabyte for 20 hours of audio
+    disk.remove_file(state / "stems.pt")  # a gigabyte for 20 hours of audio
 
 
 def _prepare(

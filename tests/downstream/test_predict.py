@@ -55,7 +55,9 @@ def test_a_kept_head_says_what_it_was_scored_on(
 
 def test_most_heads_agree() -> None:
     assert heads.agreed(["a", "b", "b"]) == "b (2 of 3 heads)"
-    assert heads.agreed(["a", "b"]) == "a (1 of 2 heads)" and heads.agreed(["a", "a"]) == "a"
+    assert heads.agreed(["a", "b"]) == "a (1 of 2 heads)"
+    assert heads.agreed(["a", "a"]) == "a (2 of 2 heads)"
+    assert heads.agreed(["a"]) == "a"
 
 
 def test_what_cannot_be_predicted_is_one_line(

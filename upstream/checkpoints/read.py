@@ -66,9 +66,9 @@ PUBLISHED = (768, 1024, 1280, 1920)  # widths of Base, Large, XL and XLS-R 2B
 def read(path: str | Path, family: str | None = None) -> Checkpoint:
     """Read an HF folder, or a file of any form that `container.open_container` knows.
 
-    `family` has the last word on which architecture it is. Raises UserError for a file that is
-    no checkpoint, is damaged, is of another architecture or of another sampling rate, or would
-    need code to be run.
+    `family` has the last word between those whose tensors are alike. Raises UserError for a file
+    that is no checkpoint, is damaged, is of another architecture or of another sampling rate, or
+    would need code to be run.
     """
     path = Path(path)
     container = open_container(path)
@@ -170,7 +170,9 @@ def _with_config(
         fault = "says quantization_config: its weights are codes, not numbers"
         raise UserError(f"{place}: {fault}; {DEQUANTIZE}; if they are numbers, delete that entry")
     guesses: dict[str, str] = {}
-    if "model_type" in config:
+    if config.get("model_type") in [*STRUCTURE]:  # no other family has these tensors
+        family = str(config["model_type"])
+    elif "model_type" in config:
         family = family or str(config["model_type"])
     else:
         family, guesses = _family(folder, container, family)

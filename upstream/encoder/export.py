@@ -69,7 +69,7 @@ def require_same(expected: Encoder, path: Path, name: Path | None = None) -> Enc
         faults = ["its hidden states are others"]
     if faults:
         if path.is_dir():
-            (path / WEIGHTS).unlink(missing_ok=True)
+            disk.remove_file(path / WEIGHTS)
         listed = "; ".join(faults[:3])
         raise UserError(
             f"{name or path}: what was written reads back as another model ({listed}) and was "

@@ -35,14 +35,8 @@ SAVE_SECONDS = 10.0
 SAVE_SHARE = 0.05
 TIMES = re.compile(r"([0-9.]+(?:e[-+]?[0-9]+)?)-([0-9.]+(?:e[-+]?[0-9]+)?)?")  # of a clip's key
 DIGEST = re.compile(r"[0-9a-f]{16}")
-ROW_TYPES: tuple[Any, ...] = (
-    str,
-    (int, float),
-    str,
-    int,
-    int,
-)  # of the fields of a row of the index
-OLDEST_FIELDS = 3  # an older index has no channels and no rate
+# What the fields of a row of the index are; an older index has no channels and no rate.
+ROW_TYPES = {(str, number, str, *sizes) for number in (float, int) for sizes in ((), (int, int))}
 LEAST = 0.001  # seconds; a shorter part may hold no sample: audio.py decides
 
 
@@ -276,9 +270,7 @@ def _load(index: Path) -> dict[str, _Row]:
 
 def _is_row(row: Any) -> bool:
     """Whether the index may hold it: nobody but this program writes there, says the folder."""
-    if not isinstance(row, list) or len(row) < OLDEST_FIELDS:
-        return False
-    if not all(isinstance(value, kind) for value, kind in zip(row, ROW_TYPES)):
+    if not isinstance(row, list) or tuple(map(type, row[: len(_Row._fields)])) not in ROW_TYPES:
         return False
     are_sizes = 0 <= row[1] < math.inf and min(row[3:5], default=0) >= 0
     return are_sizes and bool(DIGEST.fullmatch(row[2]))
