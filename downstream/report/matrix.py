@@ -28,7 +28,8 @@ from downstream.report.lineage import Lineage, likely_base, lineages
 from downstream.report.pool import Pool
 from downstream.report.published import HEARD_TOO, Published, beside, left_out
 from downstream.report.results import Result
-from downstream.report.statistics import Interval, holm, pooled, stacked
+from downstream.report.statistics import Interval, holm, pooled
+from downstream.report.summary import stacked
 from downstream.report.superb import METRIC, Tasks
 from downstream.report.verdicts import SEEDS, Answer, Finding, Verdict, answer, judge, needed
 from downstream.tasks.metrics import of_result

@@ -13,15 +13,8 @@ from typing import TypeAlias
 
 from downstream.report.groups import TaskVersion, version
 from downstream.report.results import Result
-from downstream.report.statistics import (
-    Interval,
-    Sample,
-    SeedSpread,
-    Summary,
-    interval,
-    seed_spread,
-    stacked,
-)
+from downstream.report.statistics import Interval, SeedSpread, interval, seed_spread
+from downstream.report.summary import Sample, Summary, stacked
 from downstream.report.verdicts import Margin, margin_of
 from upstream.common.errors import UserError
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from downstream.base import Direction, Record, record
-from downstream.report.statistics import Sample, Summary, summarise
+from downstream.report.summary import Sample, Summary, summarise
 from downstream.tasks.metrics import parted
 from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError

@@ -18,16 +18,8 @@ import numpy as np
 
 from downstream.report.groups import TaskVersion
 from downstream.report.results import Result
-from downstream.report.statistics import (
-    Interval,
-    Sample,
-    Summary,
-    from_error,
-    interval,
-    paired,
-    seed_spread,
-    stacked,
-)
+from downstream.report.statistics import Interval, from_error, interval, paired, seed_spread
+from downstream.report.summary import Sample, Summary, stacked
 from upstream.common import DATA
 
 CONSTANTS = DATA / "results" / "published" / "constants.csv"

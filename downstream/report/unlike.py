@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from downstream.report.groups import results_of
 from downstream.report.results import Result
-from downstream.report.statistics import PREDICTED
+from downstream.report.summary import PREDICTED
 from upstream.common.text import portable
 
 

@@ -15,7 +15,7 @@ from downstream.base import METRICS, Count
 from downstream.report import page, table
 from downstream.report.compare import compare
 from downstream.report.results import Cell, Score, load_results, save
-from downstream.report.statistics import summarise
+from downstream.report.summary import summarise
 from downstream.report.table import at_floor, half_text, show, summary
 from downstream.tasks.metrics import scale
 

@@ -16,12 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from downstream.report.statistics import (
-    Interval,
-    Sample,
-    minus,
-    seed_spread,
-)
+from downstream.report.statistics import Interval, minus, seed_spread
+from downstream.report.summary import Sample
 
 
 class World(NamedTuple):

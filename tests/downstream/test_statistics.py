@@ -9,17 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from downstream.base import AND, METRICS, Count, Trial
-from downstream.report.statistics import (
-    Sample,
-    Summary,
-    from_error,
-    holm,
-    interval,
-    paired,
-    seed_spread,
-    stacked,
-    summarise,
-)
+from downstream.report.statistics import from_error, holm, interval, paired, seed_spread
+from downstream.report.summary import Sample, Summary, stacked, summarise
 from downstream.tasks.metrics import of_result
 from upstream.common.errors import UserError
 

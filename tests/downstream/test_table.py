@@ -19,7 +19,8 @@ from downstream.report.groups import TaskVersion
 from downstream.report.pool import Pool
 from downstream.report.results import Cell, Result, Score, load_results, save
 from downstream.report.several import several
-from downstream.report.statistics import paired, seed_spread, stacked
+from downstream.report.statistics import paired, seed_spread
+from downstream.report.summary import stacked
 from downstream.report.table import Table, render, show, summary, write
 from upstream.common import PROJECT
 from upstream.common.errors import UserError
