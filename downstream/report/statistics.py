@@ -36,7 +36,7 @@ from downstream.base import Direction
 from downstream.report.summary import Array, Sample, Summary, stacked
 from upstream.common.errors import UserError
 
-FEWEST = 5  # clusters; t of 3 degrees of freedom is as wide as 5 standard errors, or half of it
+FEWEST = 5  # clusters; with fewer, nine half-widths in ten differ by up to five times and more
 
 
 class SeedSpread(NamedTuple):
