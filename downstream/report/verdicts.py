@@ -10,8 +10,8 @@ one of its own. Holm's procedure keeps the probability that any *better* or *wor
 false, and that any *kept* is, each below 5 % whatever depends on whatever. On one task only one of
 both can be false, for the claims are false in different worlds: a difference where there is none,
 *kept* where at least the margin was lost. So nothing has to be paid for asking both questions of
-one difference (Morikawa and Yoshida 1995; EMA CPMP/EWP/482/99). Of a pair with tasks of both kinds, any
-false word at all has a probability below 10 %, the sum.
+one difference (Morikawa and Yoshida 1995; EMA CPMP/EWP/482/99). Of a pair with tasks of both kinds,
+any false word at all has a probability below 10 %, the sum.
 
 A difference that is shown and lies within the margin, at the same time: CONSORT's extension calls
 it non-inferior and inferior at once (Piaggio et al. 2012, JAMA 308:2594, figure 1); here it is
