@@ -23,6 +23,7 @@ from upstream.common.errors import UserError, near_miss
 
 TASKS_ABREAST = 4  # what fits into 100 columns
 SILENT = ("wer", "cer", "per")  # an empty answer has 100 % of errors
+FEW = 4  # upstreams; from so many on, nine half-widths in ten are within 2.5 times (test_coverage)
 HEARD = "†"  # marks the score of an upstream that has heard the answers
 
 Format = Literal["text", "md", "csv", "json", "latex"]
@@ -229,11 +230,12 @@ def remarks(table: Table | Comparison) -> list[str]:
     seeds = {row.seeds for row in rows} - {0}
     sample = "only (one head seed)" if seeds == {1} else "and head seeds"
     notes = [f"intervals: 95 %, t over speakers (or folds) {sample}"] if seeds else []
-    if max((row.pooled for row in rows), default=0) > 0:
+    pooled = [row.pooled for row in rows if row.pooled]
+    if pooled:
+        few = "; of so few it is known poorly, and intervals vary" if min(pooled) < FEW else ""
         notes.append(
             "how far head seeds lie apart is taken from all upstreams with results on a task "
-            f"(their number: {_span([row.pooled for row in rows if row.pooled])}): a further one "
-            "moves intervals and p a little"
+            f"(their number: {_span(pooled)}{few}): a further one moves intervals and p a little"
         )
     if paired:
         notes += [

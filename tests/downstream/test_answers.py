@@ -191,6 +191,21 @@ def test_intervals_stay_on_the_scale(tmp_path: Path) -> None:
     )
 
 
+def test_of_how_many_upstreams_the_seeds_variance_is_known(tmp_path: Path) -> None:
+    for number in range(4):
+        put(tmp_path, f"{number}", "er", rates(0.3, noise=0.1, seed=number))
+        shown = flat(show(summary(load_results(tmp_path), "demo")))
+        assert re.search(rf"\(their number: (1-)?{number + 1}\b", shown)
+        assert "known poorly" in shown  # of `short`, too
+        # a further upstream that has one seed, or another test set, tells nothing
+        put(tmp_path, "one", "er", rates(0.3, seeds=1))
+        put(tmp_path, "short", "er", rates(0.3, speakers=6, noise=0.1))
+        found = summary(load_results(tmp_path), "demo").rows
+        assert {row.pooled for row in found if row.upstream in "0123one"} == {number + 1}
+    alone = [r for r in load_results(tmp_path) if r.cell.upstream != "short"]
+    assert "known poorly" not in flat(show(summary(alone, "demo")))
+
+
 def test_two_speakers_are_too_few(tmp_path: Path) -> None:
     for number, upstream in enumerate(("base", "merged")):
         put(tmp_path, upstream, "er", rates(0.3, speakers=2, noise=0.2, seed=number))
