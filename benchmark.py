@@ -165,6 +165,12 @@ def parser() -> argparse.ArgumentParser:
             help="add published numbers where tasks are SUPERB's own: hubert-base, wavlm-* "
             "(list published)",
         )  # fmt: skip
+    for name in ("run", "compare", "matrix", "report"):
+        commands[name].add_argument(
+            "--margin", metavar="SIZE",
+            help="what a task may lose and is kept: points (1.5), per cent of the reference's "
+            "errors (5%%, the default), or a task's own (er=2,asr=10%%)",
+        )  # fmt: skip
     flag = commands["run"].add_argument
     flag("--from-scratch", action="store_true",
          help="repeat hubert_demo's pre-training first (hours)")  # fmt: skip

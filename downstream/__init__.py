@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from downstream.report.statistics import Interval, Summary
+    from downstream.report.statistics import Interval
+    from downstream.report.summary import Summary
 
 
 def paired(a: Sequence[Summary], b: Sequence[Summary], metric: str) -> Interval:

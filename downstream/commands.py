@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from upstream.common.errors import UserError, near_miss, one_line
 
 if TYPE_CHECKING:
     from downstream.recipe import Recipe
+    from downstream.report.verdicts import Margins
     from downstream.run.prepare import Prepared
     from downstream.run.schedule import RunOptions
 
@@ -84,6 +86,13 @@ def writable(folder: Path) -> None:
         part.touch()
 
 
+def margins(text: str | None, tasks: Collection[str]) -> Margins:
+    """What `--margin` says; tasks: that there are. Raises UserError."""
+    from downstream.report.verdicts import read_margins
+
+    return {} if text is None else read_margins(text, tasks)
+
+
 def compare(args: argparse.Namespace) -> None:
     """Upstreams task by task, paired: compare hubert_demo merged [finetuned ...]"""
     from downstream.report import compare, published, results, several, table, unlike
@@ -94,13 +103,17 @@ def compare(args: argparse.Namespace) -> None:
             raise UserError(f"compare: {name} is named twice")
         if Path(name).is_dir():  # results; of a folder of weights they are in --results
             known += results.results_in(Path(name))
+    allowed = margins(args.margin, {r.cell.task for r in known})
     measured = [name for name in names if not name.startswith(published.PREFIX)]
     notes = unlike.circumstances(measured, known)
     if args.more:
-        print(several.render(names, several.several(names, known), notes, args.format))
+        print(several.render(names, several.several(names, known, allowed), notes, args.format))
         return
-    both = compare if len(measured) == 2 else published
-    print(table.render(both.compare(args.a, args.b, known)._replace(notes=notes), args.format))
+    if len(measured) == 2:
+        found = compare.compare(args.a, args.b, known, allowed)
+    else:
+        found = published.compare(args.a, args.b, known)
+    print(table.render(found._replace(notes=notes), args.format))
 
 
 def errors(args: argparse.Namespace) -> None:
@@ -136,8 +149,9 @@ def report(args: argparse.Namespace) -> None:
     references = [args.reference] if args.reference else []
     found = results.load_results(args.results), similarities(args.results)
     numbers = published.chosen(args.published)
-    for path in page.write(output, *found, references, args.suite, args.figures, numbers):
-        print(path)
+    allowed = margins(args.margin, {r.cell.task for r in found[0]})
+    written = page.write(output, *found, references, args.suite, args.figures, numbers, allowed)
+    print(*written, sep="\n")
 
 
 def matrix(args: argparse.Namespace) -> None:
@@ -145,11 +159,13 @@ def matrix(args: argparse.Namespace) -> None:
     from downstream.report import published
     from downstream.report.matrix import matrix
     from downstream.report.matrix_view import render
+    from downstream.report.pool import Pool
     from downstream.report.results import load_results
 
-    suite = Path(args.suite).name
+    suite, results = Path(args.suite).name, load_results(args.results)
     numbers = published.chosen(args.published)
-    print(render(matrix(load_results(args.results), suite, args.base, numbers), args.format))
+    pool = Pool(results, margins(args.margin, {r.cell.task for r in results}))
+    print(render(matrix(results, suite, args.base, numbers, pool), args.format))
 
 
 def share(args: argparse.Namespace) -> None:

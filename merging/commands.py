@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from downstream.commands import recipes, settings, tasks, writable
+from downstream.commands import margins, recipes, settings, tasks, writable
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from downstream.recipe import suite_folder
     from downstream.report import published, share, table
     from downstream.report.groups import name
+    from downstream.report.pool import Pool
     from downstream.report.results import load_results
     from downstream.run import execute, schedule
     from merging import study
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
     args.upstream, bases = study.expand(args.upstream, args.results)
     suite, numbers = suite_folder(args.suite), published.chosen(args.published)
-    recipes(args)
+    allowed = margins(args.margin, [recipe.name for recipe in recipes(args)])
     require_names(args.upstream, suite, args.results, args.reference)
     how = settings(args)
     if args.from_scratch:
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     except execute.Unfinished as error:  # what is finished is shown all the same
         failed = error
     results = load_results(args.results)
+    pool = Pool(results, allowed)
     scored = {(identity.name, identity.fingerprint) for identity in work.identities}
     revisions = {task.revision for task in prepared}
     mine = [r for r in results if name(r) in scored and r.cell.revision in revisions]
@@ -75,14 +77,17 @@ def run(args: argparse.Namespace) -> None:
         from downstream.report.matrix import matrix
         from downstream.report.matrix_view import render
 
-        print(*(render(matrix(mine, suite.name, base), "text") for base in bases), sep="\n\n")
+        print(
+            *(render(matrix(mine, suite.name, base, pool=pool), "text") for base in bases),
+            sep="\n\n",
+        )
     else:
-        print(table.show(table.summary(mine, suite.name, references, numbers)))
+        print(table.show(table.summary(mine, suite.name, references, numbers, pool)))
     if not references and len(work.identities) > 1:
         print("no differences: --reference NAME compares the others with one of these")
     print("".join(f"{line}\n" for line in costs(upstreams)), end="", flush=True)
-    written = table.write(args.results, results, references, numbers)
-    share.update_cards(mine, args.results / "upstreams")
+    written = table.write(args.results, results, references, numbers, allowed)
+    share.update_cards(mine, args.results / "upstreams", pool)
     if failed:
         print(*failed.lines, sep="\n", file=sys.stderr)
     try:  # pictures come last: whatever becomes of them, the rest is there
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         alike, prints = similarities(args.results), dict(scored)
         exact = [f"{each}@{prints[each]}" if each in prints else each for each in references]
         output = args.results / page.NAME
-        written += page.write(output, results, alike, exact, published=numbers)
+        written += page.write(output, results, alike, exact, published=numbers, margins=allowed)
     except UserError as error:  # at the end of a long run no page is no failure
         print(f"no page: {error}")
     print(f"written: {', '.join(map(str, written))}", flush=True)

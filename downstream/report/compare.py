@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from downstream.base import Direction
 from downstream.report import superb, unlike
 from downstream.report.groups import Labels, TaskVersion, grouped, labels, name, results_of, version
+from downstream.report.pool import Pool
 from downstream.report.results import Result, reading
-from downstream.report.statistics import Interval, Sample, holm, interval, minus, stacked
+from downstream.report.statistics import Interval, holm, minus
 from downstream.report.superb import Tasks
-from downstream.tasks.metrics import of_result, parted
+from downstream.report.verdicts import (
+    SEEDS,
+    Answer,
+    Finding,
+    Margin,
+    Verdict,
+    answer,
+    judge,
+    needed,
+)
+from downstream.tasks.metrics import of_result, parted, scale
 from upstream.common.errors import UserError
-
-SIGNIFICANT = 0.05
-SEEDS = 3  # fewer say too little of how heads differ (simulated in test_statistics.py)
-
-Verdict = Literal["", "better", "worse", "no difference shown", "withheld", "seen", "unknown"]
 
 
 class Row(NamedTuple):
@@ -52,8 +61,15 @@ class Row(NamedTuple):
     p: float = math.nan  # of the difference being 0; NaN where the verdict is withheld
     p_holm: float = math.nan  # adjusted for the differences of these two upstreams in this suite
     verdict: Verdict = ""  # on the upstream
-    detectable: float = math.nan  # the true difference that is found with a probability of 80 %
+    detectable: float = math.nan  # the true difference that gets a verdict four times in five
     groups: str = ""  # beside the mean over groups, the score of each
+    margin: float = math.nan  # points that may be lost by what is still kept
+    p_kept: float = math.nan  # one-sided, of having lost as much; NaN where it cannot be asked
+    p_kept_holm: float = math.nan  # adjusted for the same tasks as p_holm
+    needed: str = ""  # what would decide an undecided one
+    pooled: int = 0  # upstreams whose heads tell how far seeds lie apart
+    chance: float = math.nan  # of an accuracy: the score of guessing among the test's classes
+    majority: float = math.nan  # and of always naming the most frequent one
 
 
 class Comparison(NamedTuple):
@@ -64,45 +80,29 @@ class Comparison(NamedTuple):
     rows: list[Row]
     skipped: list[str]
     notes: Sequence[str] = ()  # what else is not the same
+    answers: Sequence[Answer] = ()  # of B against A, and of A against B
 
 
-class Memo(NamedTuple):
-    """What was computed of an upstream alone, by its results (their `id`) and metric."""
-
-    samples: dict[tuple[str, tuple[int, ...]], Sample]
-    intervals: dict[tuple[str, tuple[int, ...]], Interval]
-
-    def sample(self, group: Sequence[Result], metric: str) -> Sample:
-        """The heads of several seeds side by side."""
-        key = (metric, tuple(map(id, group)))
-        if key not in self.samples:
-            self.samples[key] = stacked([r.summary for r in group], metric)
-        return self.samples[key]
-
-    def interval(self, group: Sequence[Result], metric: str) -> Interval:
-        """Of their mean."""
-        key = (metric, tuple(map(id, group)))
-        if key not in self.intervals:
-            self.intervals[key] = interval(self.sample(group, metric))
-        return self.intervals[key]
+Tested = tuple[Row, Interval]  # without a verdict yet; of the difference
 
 
-def compare(a: str, b: str, results: Sequence[Result]) -> Comparison:
+def compare(
+    a: str, b: str, results: Sequence[Result], margins: Mapping[str, Margin] = {}
+) -> Comparison:
     """A minus B for every task that both have with the same suite, revision and seeds.
 
     Raises UserError if a name is unknown, or stands for several weights.
     """
     left, right = (grouped(results_of(wanted, results), version) for wanted in (a, b))
-    return between(a, b, left, right)
+    pool = Pool(results, margins)
+    there, back = between(a, b, left, right, pool), between(b, a, right, left, pool)
+    return there._replace(answers=answers([*back.rows, *there.rows]))
 
 
-def between(a: str, b: str, left: Tasks, right: Tasks, memo: Memo | None = None) -> Comparison:
-    """The same of results that were looked up; `memo` serves where one of many pairs is compared.
-
-    A memo is good for as long as the results live.
-    """
+def between(a: str, b: str, left: Tasks, right: Tasks, pool: Pool) -> Comparison:
+    """The same of results that were looked up."""
     called = labels([r for side in (left, right) for group in side.values() for r in group])
-    rows, refused = differences(left, right, called, memo)
+    rows, refused = differences(left, right, called, pool)
     return Comparison(a, b, rows, _alone(a, b, left, right, called) + refused)
 
 
@@ -121,31 +121,39 @@ def _alone(a: str, b: str, left: Tasks, right: Tasks, called: Labels) -> list[st
     return lines
 
 
-def scores(group: Sequence[Result], called: Labels, memo: Memo | None = None) -> list[Row]:
-    """Every metric of one upstream in one task, its seeds together."""
+def scores(group: Sequence[Result], called: Labels, pool: Pool) -> list[Row]:
+    """Every metric of one upstream in one task, its seeds together.
+
+    Intervals are cut off where the metric's scale ends: the truth lies on it, so that as many cover
+    it (Mandelkern 2002, Statistical Science 17:149).
+    """
     with reading(group[0].folder.parent, "delete the folder"):
-        return _scores(group, called, memo or Memo({}, {}))
+        return _scores(group, called, pool)
 
 
-def _scores(group: Sequence[Result], called: Labels, memo: Memo) -> list[Row]:
+def _scores(group: Sequence[Result], called: Labels, pool: Pool) -> list[Row]:
     summaries = [r.summary for r in group]
     if len({summary.test for summary in summaries}) > 1:
         raise UserError(f"{group[0].folder.parent}: seeds were tested on different data; delete it")
     cell, first = group[0].cell, summaries[0]
     rows = []
     for metric in first.samples:
-        score = memo.interval(group, metric)
+        score, spread = pool.interval(group, metric), pool.spread(group[0], metric)
         plain, view = parted(metric)
         better = of_result(metric, group[0].score.directions.get(plain, "lower")).better
+        lowest, highest = scale(metric, better)
+        chance, majority = first.baselines.get(metric, (math.nan, math.nan))
         rows.append(Row(
             suite=cell.suite, upstream=called[name(group[0])],
             fingerprint=cell.fingerprint, task=called[version(group[0])],
             recipe=cell.revision, metric=metric, better=better,
-            score=score.value, low=score.low, high=score.high,
-            seeds=len(group), clusters=len(first.clusters), unit=first.unit,
+            score=score.value, low=np.maximum(score.low, lowest).item(),
+            high=np.minimum(score.high, highest).item(), seeds=len(group),
+            clusters=len(first.clusters), unit=first.unit,
             utterances=first.utterances, note=score.reason,
             seen=max(r.score.seen / first.utterances for r in group),
             groups=_groups([s.groups[plain] for s in summaries], better) if view == "macro" else "",
+            pooled=spread.upstreams if spread else 0, chance=chance, majority=majority,
         ))  # fmt: skip
     return rows
 
@@ -157,36 +165,54 @@ def _groups(scores: Sequence[Mapping[str, float]], better: Direction) -> str:
     return ", ".join(f"{group} {mean:.2f}" for group, mean in ranked)
 
 
-def differences(
-    a: Tasks, b: Tasks, called: Labels, memo: Memo | None = None
-) -> tuple[list[Row], list[str]]:
+def differences(a: Tasks, b: Tasks, called: Labels, pool: Pool) -> tuple[list[Row], list[str]]:
     """`a` minus `b` on the tasks and seeds that both have; what was refused, and why.
 
-    The differences of one pair in one suite are the family that p is adjusted for: neither a
-    further upstream in a table nor another suite changes the verdict on a pair. Views on groups
-    are a family of their own.
+    The differences of one pair in one suite are the family that p is adjusted for: another suite
+    changes no verdict on a pair, nor does a further upstream in a table but through the seeds'
+    variance. Views on groups are a family of their own.
     """
-    families: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+    families: dict[tuple[str, bool], list[Tested]] = defaultdict(list)
     refused = []
     for task in sorted(a.keys() & b.keys()):
         left, right = ({r.cell.seed: r for r in side[task]} for side in (a, b))
         shared, lone = sorted(left.keys() & right.keys()), sorted(left.keys() ^ right.keys())
         try:
             pairs = [left[seed] for seed in shared], [right[seed] for seed in shared]
-            for row in _minus(*pairs, called, memo or Memo({}, {})):
-                families[task.suite, bool(parted(row.metric)[1])].append(row)
+            for row, difference in _minus(*pairs, called, pool):
+                family = families[task.suite, bool(parted(row.metric)[1])]
+                family.append((row, difference))
             refused += [f"{called[task]}: seeds that only one has: {lone}"] if lone else []
         except UserError as error:
             refused.append(f"{called[task]}: {error}")
-    rows = [
-        row._replace(p_holm=p, verdict=_verdict(row, p))
-        for family in families.values()
-        for row, p in zip(family, holm([row.p for row in family]))
-    ]
-    return rows + overall(a, called, b), refused
+    rows = [row for family in families.values() for row in judged(family)]
+    return rows + overall(a, called, pool, b), refused
 
 
-def overall(a: Tasks, called: Labels, b: Tasks | None = None) -> list[Row]:
+def judged(family: Sequence[Tested]) -> list[Row]:
+    """Differences that p is adjusted for together, with their verdicts."""
+    tests = sum(not math.isnan(row.p) for row, _ in family)
+    ps, kept = holm([row.p for row, _ in family]), holm([row.p_kept for row, _ in family])
+    rows = []
+    for (row, difference), p, p_kept in zip(family, ps, kept):
+        row = row._replace(p_holm=p, p_kept_holm=p_kept)
+        if not math.isnan(p):
+            verdict = verdict_of(row)
+            row = row._replace(verdict=verdict, detectable=difference.detectable(tests))
+            if verdict == "undecided":
+                more = needed(difference, row.margin, row.better, tests, row.unit)
+                row = row._replace(needed=more)
+        rows.append(row)
+    return rows
+
+
+def verdict_of(row: Row) -> Verdict:
+    """By its adjusted p."""
+    wins = (row.difference < 0) == (row.better == "lower")
+    return judge(row.p_holm, row.p_kept_holm, wins, row.seen > 0, row.reference_seen > 0)
+
+
+def overall(a: Tasks, called: Labels, pool: Pool, b: Tasks | None = None) -> list[Row]:
     """The SUPERB scores of an upstream, or minus those of `b`, where all their tasks are there.
 
     Each is one number, decided on before: its p is not adjusted.
@@ -207,10 +233,15 @@ def overall(a: Tasks, called: Labels, b: Tasks | None = None) -> list[Row]:
             ]
             if not seeds:
                 continue
-            row, *others = (_overall(suite, constants, s, h, called) for s, h in zip(sides, heads))
+            peers = {task: pool.summaries(a[v][0]) for task, v in tasks.items()}
+            row, *others = (
+                _overall(suite, constants, groups, h, called, peers)
+                for groups, h in zip(sides, heads)
+            )
             for other in others:
-                row = _against(row, other, superb.score(constants, *heads), _few(len(seeds)))
-                row = row._replace(p_holm=row.p, verdict=_verdict(row, row.p))
+                difference = superb.score(constants, heads[0], heads[1], peers)
+                row = _against(row, other, difference, _few(len(seeds)), math.nan)
+                (row,) = judged([(row, difference)])
             rows.append(row)
     return rows
 
@@ -221,9 +252,11 @@ def _overall(
     groups: Mapping[str, Sequence[Result]],
     heads: superb.Heads,
     called: Labels,
+    peers: superb.Peers,
 ) -> Row:
     """One upstream's score with a set of constants."""
-    score, firsts = superb.score(constants, heads), [each[0] for each in heads.values()]
+    score = superb.score(constants, heads, peers=peers)
+    firsts = [each[0] for each in heads.values()]
     results = [result for group in groups.values() for result in group]
     return Row(
         suite=suite, upstream=called[name(results[0])], fingerprint=results[0].cell.fingerprint,
@@ -235,37 +268,48 @@ def _overall(
     )  # fmt: skip
 
 
-def detectable(results: Iterable[Result], task: TaskVersion) -> float | None:
-    """The difference between two upstreams that would be found with a probability of 80 %.
+def detectable(results: Iterable[Result], task: TaskVersion, tests: int) -> float | None:
+    """The true difference between two upstreams that gets a verdict with a probability of 80 %.
 
-    In points of the task's first metric. From finished results of this version of the task: the
-    median over upstreams paired with the first, or if there is only one, as if errors were not
-    paired, which is an upper bound. None without a result that says.
+    In points of the task's first metric, where as many tasks as `tests` are compared. From finished
+    results of this version of the task: the median over upstreams paired with the first, or if
+    there is only one, as if errors were not paired, which is an upper bound. None without a result
+    that says.
     """
     mine = [r for r in results if version(r) == task]
     if not mine:
         return None
+    pool, called = Pool(mine), labels(mine)
     first, *others = (group for _, group in sorted(grouped(mine, name).items()))
-    pairs = [differences({task: other}, {task: first}, labels(mine))[0] for other in others]
-    sizes = [rows[0].detectable for rows in pairs if rows]
+    sizes = []
+    for other in others:
+        left, right = ({r.cell.seed: r for r in side} for side in (other, first))
+        seeds = sorted(left.keys() & right.keys())
+        with contextlib.suppress(UserError):  # of other test sets
+            pairs = [left[seed] for seed in seeds], [right[seed] for seed in seeds]
+            _, difference = _minus(*pairs, called, pool)[0]
+            sizes.append(difference.detectable(tests))
     if not others:
-        alone = stacked([r.summary for r in first], first[0].score.metric)
-        sizes = [math.sqrt(2) * interval(alone).detectable]
+        alone = pool.interval(first, first[0].score.metric)
+        sizes = [math.sqrt(2) * alone.detectable(tests)]
     known = [size for size in sizes if not math.isnan(size)]
     return median(known) if known else None
 
 
-def _minus(a: Sequence[Result], b: Sequence[Result], called: Labels, memo: Memo) -> list[Row]:
+def _minus(a: Sequence[Result], b: Sequence[Result], called: Labels, pool: Pool) -> list[Tested]:
     """Every metric of a task. Raises UserError for no seed, or if the test sets differ."""
     if not a:
         raise UserError("no head seed in common")
     if a[0].summary.test != b[0].summary.test:
         raise UserError(unlike.test_sets(a[0], b[0]))
     few = _few(len(a)) if a[0].score.lr else ""  # untrained, there is no other seed to know of
-    return [
-        _against(row, other, minus(*(memo.sample(side, row.metric) for side in (a, b))), few)
-        for row, other in zip(scores(a, called, memo), scores(b, called, memo))
-    ]
+    tested = []
+    for row, other in zip(scores(a, called, pool), scores(b, called, pool)):
+        left, right = pool.sample(a, row.metric), pool.sample(b, row.metric)
+        difference = minus(left, right, pool.spread(a[0], row.metric))
+        margin = pool.margin(a[0]).points(row.better, other.score)
+        tested.append((_against(row, other, difference, few, margin), difference))
+    return tested
 
 
 def _few(seeds: int) -> str:
@@ -273,34 +317,40 @@ def _few(seeds: int) -> str:
     return f"{seeds} head seed{'s' * (seeds > 1)}" if seeds < SEEDS else ""
 
 
-def _against(row: Row, other: Row, minus: Interval, few: str) -> Row:
+def _against(row: Row, other: Row, difference: Interval, few: str, margin: float) -> Row:
     """The row beside a reference, without a verdict yet."""
     return row._replace(
         reference=other.upstream, reference_score=other.score, reference_seen=other.seen,
-        difference=minus.value, low=minus.low, high=minus.high, detectable=minus.detectable,
-        p=math.nan if few else minus.p, verdict="withheld" if few else "unknown",
+        difference=difference.value, low=difference.low, high=difference.high,
+        p=math.nan if few else difference.p, verdict="withheld" if few else "unknown",
+        margin=margin, p_kept=math.nan if few else difference.p_kept(margin, row.better),
         note=f"{few}: the difference between heads is not known; run --seeds {SEEDS}"
-        if few else minus.reason,
+        if few else difference.reason,
     )  # fmt: skip
 
 
-def _verdict(row: Row, p: float) -> Verdict:
-    wins = (row.difference < 0) == (row.better == "lower")
-    return judged(p, wins, bool(row.seen if wins else row.reference_seen), row.verdict)
+def answers(rows: Iterable[Row]) -> list[Answer]:
+    """In the order of the rows; scores alone, published numbers and views on groups say nothing."""
+    pairs: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.reference and row.seeds and row.verdict and not parted(row.metric)[1]:
+            pairs[row.reference, row.upstream].append(row)
+    return [
+        Answer(reference, answer(upstream, _findings(group)))
+        for (reference, upstream), group in pairs.items()
+    ]
 
 
-def judged(p: float, wins: bool, seen: bool, unknown: Verdict) -> Verdict:
-    """What a difference says of an upstream; `unknown` without a p.
-
-    seen: the winner has heard the answers, and cannot win.
-    """
-    if math.isnan(p):
-        return unknown
-    if p >= SIGNIFICANT:
-        return "no difference shown"
-    if seen:
-        return "seen"
-    return "better" if wins else "worse"
+def _findings(rows: Sequence[Row]) -> list[Finding]:
+    """A task with several metrics is called by both."""
+    count = defaultdict[str, int](int)
+    for row in rows:
+        count[row.task] += 1
+    findings = []
+    for row in rows:
+        metric = f" {of_result(row.metric, row.better).label}" if count[row.task] > 1 else ""
+        findings.append(Finding(f"{row.task}{metric}", row.verdict, row.needed))
+    return findings
 
 
 def reduction(better: Direction, before: float, difference: float) -> float:

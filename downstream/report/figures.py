@@ -33,7 +33,8 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
           "triangle-left", "triangle-right"]  # fmt: skip
 VERDICTS = {  # colour and shape
     "better": ("#0072B2", "triangle-up"), "worse": ("#D55E00", "triangle-down"),
-    "no difference shown": ("#767676", "circle"), "seen": ("#CC79A7", "diamond"),
+    "kept": ("#009E73", "square"), "slightly worse": ("#E69F00", "triangle-left"),
+    "undecided": ("#767676", "circle"), "seen": ("#CC79A7", "diamond"),
     "withheld": ("#767676", "cross"), "unknown": ("#767676", "cross"),
 }  # fmt: skip
 FOLDERS = re.compile(r"^[^:]*/(?=[^/:]+\.ya?ml\b)")

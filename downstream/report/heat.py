@@ -22,12 +22,12 @@ from downstream.report.figures import (
 from downstream.report.matrix import Cell, Line, Matrix
 from downstream.report.table import heading
 
-MARKS = {"better": " ▲", "worse": " ▼", "seen": " †"}
+MARKS = {"better": " ▲", "kept": " =", "slightly worse": " ▽", "worse": " ▼", "seen": " †"}
 LONGEST = 40  # letters of a way
 FULL = 50.0  # per cent of errors more or fewer: the deepest colour
 READING = (
-    "(▲ better, ▼ worse, no mark: no difference shown). Colour: purple makes fewer errors, orange "
-    "more, full at half as many again or fewer."
+    "(▲ better, = kept, ▽ slightly worse, ▼ worse, no mark: undecided). Colour: purple makes fewer "
+    "errors, orange more, full at half as many again or fewer."
 )
 
 

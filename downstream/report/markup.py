@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Sequence
 
 from downstream.report.compare import Row
 from downstream.report.figures import Figure, printable
-from downstream.report.table import HEARD, p_text
+from downstream.report.table import HEARD, half_text, p_text
 from upstream.common.errors import UserError
 from upstream.common.notice import notice
 
@@ -19,6 +18,7 @@ MARKS = {  # SVG paths of vega's symbols
     "diamond": "M0,-6L4,0L0,6L-4,0Z",
     "cross": "M-5,-2h3v-3h4v3h3v4h-3v3h-4v-3h-3Z",
 }  # fmt: skip
+MARK = {"better": "▲ ", "kept": "= ", "slightly worse": "▽ ", "worse": "▼ "}
 COMMAND = "benchmark.py"
 TALL = 30  # rows; a longer table scrolls in its place
 
@@ -75,10 +75,10 @@ def td(row: Row | None) -> str:
     if row is None:
         return "<td></td>"
     value = row.difference if row.reference else row.score
-    half = "±?" if math.isnan(row.low) else f"±{value - row.low:.2f}"
+    half = half_text(row)
     if not row.reference:
         return f'<td data-v="{value:.6f}">{value:.2f} {half}{HEARD if row.seen else ""}</td>'
-    mark = {"better": "▲ ", "worse": "▼ "}.get(row.verdict, "")
+    mark = MARK.get(row.verdict, "")
     p = p_text(row.p_holm)
     return (
         f'<td data-v="{value:.6f}">{round(value, 2) + 0.0:+.2f} {half}'

@@ -13,14 +13,7 @@ from math import nan
 from statistics import mean
 from typing import NamedTuple
 
-from downstream.report.compare import (
-    SEEDS,
-    Row,
-    Verdict,
-    judged,
-    overall,
-    reduction,
-)
+from downstream.report.compare import Row, overall, reduction
 from downstream.report.groups import (
     Labels,
     Name,
@@ -32,10 +25,13 @@ from downstream.report.groups import (
     version,
 )
 from downstream.report.lineage import Lineage, likely_base, lineages
+from downstream.report.pool import Pool
 from downstream.report.published import HEARD_TOO, Published, beside, left_out
 from downstream.report.results import Result
-from downstream.report.statistics import holm, pooled, stacked
+from downstream.report.statistics import Interval, holm, pooled
+from downstream.report.summary import stacked
 from downstream.report.superb import METRIC, Tasks
+from downstream.report.verdicts import SEEDS, Answer, Finding, Verdict, answer, judge, needed
 from downstream.tasks.metrics import of_result
 from upstream.common.errors import UserError, near_miss
 
@@ -51,6 +47,9 @@ class Cell(NamedTuple):
     verdict: Verdict
     seen: bool  # fine-tuning had labels of this test audio: it counts in no mean
     gain: float  # relative reduction of errors against the base, per cent
+    margin: float = nan  # points that may be lost by what is still kept
+    p_kept: float = nan  # one-sided, of having lost as much, adjusted likewise
+    needed: str = ""  # what would decide an undecided one
 
 
 class Line(NamedTuple):
@@ -80,6 +79,7 @@ class Matrix(NamedTuple):
     superb: dict[str, float]
     lines: list[Line]
     notes: list[str]
+    answers: list[Answer]  # of every way, against the base
 
 
 def matrix(
@@ -87,8 +87,11 @@ def matrix(
     suite: str,
     base: str | None = None,
     published: Sequence[Published] = (),
+    pool: Pool | None = None,
 ) -> Matrix:
     """The cross-task matrix of a suite, published rows last, on tasks that are SUPERB's own.
+
+    pool: of more results than the matrix shows, such as all of a results folder.
 
     Raises UserError for an unknown suite or base.
     """
@@ -96,6 +99,7 @@ def matrix(
     if not mine:
         suites = {r.cell.suite for r in results}
         raise UserError(f"no results in suite {suite!r}{near_miss(suite, suites)}")
+    pool = pool or Pool(mine)
     chosen = base or likely_base(mine)
     if chosen is None:
         raise UserError(f"suite {suite}: nothing says what its upstreams grew from; give --base")
@@ -128,6 +132,7 @@ def matrix(
             [(known[each], grouped(upstreams[each], version)) for each in members.values()],
             reference,
             called,
+            pool,
         )
         for members in rows.values()
     ]
@@ -136,15 +141,22 @@ def matrix(
     lines += [_published(row, numbers[row.name]) for row in published if row.name in numbers]
     notes += left_out(published, numbers)
     shown_base = called[name(next(iter(reference.values()))[0])]
-    totals = _superb([reference], called)
-    return Matrix(suite, shown_base, tasks, scores, totals, lines, notes)
+    totals = _superb([reference], called, pool)
+    said = [Answer(shown_base, _sentence(line)) for line in lines if line.seeds]
+    return Matrix(suite, shown_base, tasks, scores, totals, lines, notes, said)
+
+
+def _sentence(line: Line) -> str:
+    alpha = f" alpha {line.alpha}" if line.alpha else ""
+    way = f"{line.tuned_on} {line.way}{alpha}".strip()
+    cells = line.cells.items()
+    return answer(way, [Finding(task, cell.verdict, cell.needed) for task, cell in cells])
 
 
 def _published(row: Published, shown: Sequence[Row]) -> Line:
     """A row of numbers alone."""
-    unknown = {"difference": nan, "low": nan, "high": nan, "p": nan, "gain": nan}
     cells = {
-        each.task: Cell(score=each.score, verdict="", seen=HEARD_TOO in each.note, **unknown)
+        each.task: Cell(each.score, nan, nan, nan, nan, "", HEARD_TOO in each.note, nan)
         for each in reversed(shown)  # a task's first metric stays
         if each.metric != METRIC
     }
@@ -155,9 +167,9 @@ def _published(row: Published, shown: Sequence[Row]) -> Line:
     return Line(where, way, "", 0, cells, totals, gain=nan, worst="", layers="", **costs)
 
 
-def _superb(members: Sequence[Tasks], called: Labels) -> dict[str, float]:
+def _superb(members: Sequence[Tasks], called: Labels, pool: Pool) -> dict[str, float]:
     """Each SUPERB score that all members have, the mean over them."""
-    each = [{row.task: row.score for row in overall(tasks, called)} for tasks in members]
+    each = [{row.task: row.score for row in overall(tasks, called, pool)} for tasks in members]
     return {task: mean(scores[task] for scores in each) for task in each[0]
             if all(task in scores for scores in each)}  # fmt: skip
 
@@ -187,20 +199,15 @@ def _line(
     members: Sequence[tuple[Lineage, Mapping[TaskVersion, Sequence[Result]]]],
     reference: Mapping[TaskVersion, Sequence[Result]],
     called: Labels,
+    pool: Pool,
 ) -> Line:
     first = members[0][0]
-    cells: dict[str, Cell] = {}
-    lower: dict[str, bool] = {}  # by task: whether fewer are better
+    tested: dict[str, tuple[Cell, Interval, Result]] = {}
     for task, base in sorted(reference.items()):
         here = [tasks[task] for _, tasks in members if task in tasks]
         if here:
-            cells[called[task]] = _cell(here, base)
-            lower[called[task]] = base[0].score.better == "lower"
-    adjusted = holm([cell.p for cell in cells.values()])
-    for (where, cell), p in zip(cells.items(), adjusted):
-        wins = (cell.difference < 0) == lower[where]
-        verdict = judged(p, wins, cell.seen and wins, cell.verdict)
-        cells[where] = cell._replace(p=p, verdict=verdict)
+            tested[called[task]] = (*_cell(here, base, pool), base[0])
+    cells = _judged(tested)
     unseen = {t: c for t, c in cells.items() if not c.seen and math.isfinite(c.gain)}
     worst = min(unseen, key=lambda task: unseen[task].gain, default="")
     lost = unseen[worst] if worst and unseen[worst].gain < 0 else None
@@ -215,7 +222,7 @@ def _line(
         alpha="" if first.alpha is None else f"{first.alpha:g}",
         seeds=len(members),
         cells=cells,
-        superb=_superb([tasks for _, tasks in members], called),
+        superb=_superb([tasks for _, tasks in members], called, pool),
         gain=mean(cell.gain for cell in unseen.values()) if unseen else math.nan,
         worst=f"{worst} {lost.difference:+.2f}" if lost else "none",
         layers=_span([line.layers for line in built if line.layers]),
@@ -225,15 +232,37 @@ def _line(
     )
 
 
-def _cell(tuned: Sequence[Sequence[Result]], base: Sequence[Result]) -> Cell:
+def _judged(tested: Mapping[str, tuple[Cell, Interval, Result]]) -> dict[str, Cell]:
+    """The tasks of a row with their verdicts; p is adjusted for them."""
+    cells = [cell for cell, _, _ in tested.values()]
+    tests = sum(not math.isnan(cell.p) for cell in cells)
+    adjusted = zip(holm([cell.p for cell in cells]), holm([cell.p_kept for cell in cells]))
+    shown = {}
+    for (task, (cell, found, base)), (p, p_kept) in zip(tested.items(), adjusted):
+        if not math.isnan(p):
+            better = base.score.better
+            wins = (cell.difference < 0) == (better == "lower")
+            verdict = judge(p, p_kept, wins, cell.seen, False)
+            cell = cell._replace(p=p, p_kept=p_kept, verdict=verdict)
+            if verdict == "undecided":
+                unit = base.summary.unit
+                cell = cell._replace(needed=needed(found, cell.margin, better, tests, unit))
+        shown[task] = cell
+    return shown
+
+
+def _cell(
+    tuned: Sequence[Sequence[Result]], base: Sequence[Result], pool: Pool
+) -> tuple[Cell, Interval]:
     score = base[0].score
     heads = [[r.summary for r in _by_seed(group)] for group in tuned]
     theirs = [r.summary for r in _by_seed(base)]
-    found = pooled(heads, theirs, score.metric)
+    found = pooled(heads, theirs, score.metric, pool.spread(base[0], score.metric))
     better = of_result(score.metric, score.better).better
     was = stacked(theirs, score.metric).whole.mean()
     few = len(tuned) < SEEDS or len(theirs) < 2
-    return Cell(
+    margin = pool.margin(base[0]).points(better, was)
+    cell = Cell(
         score=float(was + found.value),
         difference=found.value,
         low=found.low,
@@ -242,7 +271,10 @@ def _cell(tuned: Sequence[Sequence[Result]], base: Sequence[Result]) -> Cell:
         verdict="withheld" if few else "unknown",  # until p is adjusted
         seen=any(r.score.seen for group in tuned for r in group),
         gain=reduction(better, was, found.value),
+        margin=margin,
+        p_kept=math.nan if few else found.p_kept(margin, better),
     )
+    return cell, found
 
 
 def _by_seed(group: Sequence[Result]) -> list[Result]:

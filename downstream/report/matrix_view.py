@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 
-from downstream.report.compare import SEEDS, SIGNIFICANT
 from downstream.report.layout import TextTable, as_csv, noted
 from downstream.report.matrix import Cell, Matrix
 from downstream.report.published import NOTE
 from downstream.report.results import finite
 from downstream.report.table import HEARD, Format
+from downstream.report.verdicts import SEEDS, SIGNIFICANT, answer_lines
 
-MARKS = {"better": "+", "worse": "-", "seen": HEARD, "withheld": "", "no difference shown": "="}
+MARKS = {
+    "better": "+", "worse": "-", "kept": "=", "slightly worse": "=-", "undecided": "?",
+    "seen": HEARD, "withheld": "",
+}  # fmt: skip
 
 
 def render(found: Matrix, form: Format = "text") -> str:
@@ -22,7 +25,8 @@ def render(found: Matrix, form: Format = "text") -> str:
             {**line._asdict(), "cells": {t: c._asdict() for t, c in line.cells.items()}}
             for line in found.lines
         ]
-        return json.dumps(finite({**found._asdict(), "lines": lines}), indent=1)
+        said = [answer._asdict() for answer in found.answers]
+        return json.dumps(finite({**found._asdict(), "lines": lines, "answers": said}), indent=1)
     if form == "csv":
         head = ["tuned_on", "way", "alpha", "seeds", "task", *Cell._fields]
         head += ["mean_gain", "worst", "layers", "seconds", "peak_gb", "stored_mb"]
@@ -74,16 +78,27 @@ def text_table(found: Matrix) -> TextTable:
 
 def notes(found: Matrix) -> list[str]:
     """What a reader must know."""
+    margins: dict[str, set[float]] = {}
+    for line in found.lines:
+        for task, cell in line.cells.items():
+            if not math.isnan(cell.margin):
+                margins.setdefault(task, set()).add(float(f"{cell.margin:.2g}"))
+    shown = ", ".join(f"{task} {max(sizes):g}" for task, sizes in sorted(margins.items()))
     said = [
+        *answer_lines(found.answers),
         f"in brackets: minus {found.base}, with 95 % intervals over speakers (or folds), "
-        f"fine-tuning and head seeds; + better, - worse, = no difference shown (p < {SIGNIFICANT}, "
-        f"Holm over the tasks of a row); no mark: fewer than {SEEDS} fine-tuning seeds, no verdict",
+        f"fine-tuning and head seeds; + better, - worse (p < {SIGNIFICANT}, Holm over the "
+        f"tasks of a row), = kept: not worse by {shown} points (one-sided, likewise), =- both, "
+        f"? undecided; no mark: fewer than {SEEDS} fine-tuning seeds, no verdict",
         f"gain: mean relative reduction of errors over the tasks without {HEARD}; {HEARD}: "
         "fine-tuning had labels of this test audio; worst: what lost most, in points",
         *(f"{line.way}: {NOTE}" for line in found.lines if not line.seeds),
         *found.notes,
     ]
     if found.superb:
-        said.insert(2, "superb_score: by the constants named beside it, the mean over seeds; "
-                     "a task that was heard counts in it as in the literature")  # fmt: skip
+        about = (
+            "superb_score: by the constants named beside it, the mean over seeds; a task that was "
+            "heard counts in it as in the literature"
+        )
+        said.insert(-len(found.notes) or len(said), about)
     return said

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from downstream.report import curves, figures, table
 from downstream.report.again import costs, provenance, suite_word
+from downstream.report.compare import Row, answers
 from downstream.report.figures import Figure
 from downstream.report.groups import grouped, name, results_of
 from downstream.report.markup import COMMAND, figure_html, h, html_table, td, th
@@ -20,6 +21,7 @@ from downstream.report.published import Published
 from downstream.report.results import Result
 from downstream.report.style import SCRIPT, STYLE
 from downstream.report.table import heading
+from downstream.report.verdicts import Margin
 from downstream.report.view import View, has, view
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
@@ -38,6 +40,7 @@ def write(
     suite: str | None = None,
     folder: Path | None = None,
     published: Sequence[Published] = (),
+    margins: Mapping[str, Margin] = {},
 ) -> list[Path]:
     """Write the page, and with `folder` every figure as PDF and SVG file; what was written.
 
@@ -52,7 +55,7 @@ def write(
         replace(s, reference=portable(s.reference), other=portable(s.other)) for s in similarities
     ]
     suites = _suites(results, suite, references)
-    views = [view(name, mine, references, published) for name, mine in suites]
+    views = [view(name, mine, references, published, margins) for name, mine in suites]
     drawn = {v.suite: v.figures() for v in views}
     alike = [
         figure
@@ -131,8 +134,8 @@ def _suite(view: View, drawn: Mapping[str, Sequence[Figure]]) -> str:
     }
     titles = {"forest": "Differences", "heat": "Across tasks", "alpha": "Along alpha",
               "layers": "Layer weights"}  # fmt: skip
-    parts = [f'<h2 id="{_anchor(suite)}">Suite <bdi>{h(suite)}</bdi></h2>', _tables(view, ref),
-             _ways(view)]  # fmt: skip
+    parts = [f'<h2 id="{_anchor(suite)}">Suite <bdi>{h(suite)}</bdi></h2>', _answer(view),
+             _tables(view, ref), _ways(view)]  # fmt: skip
     for section, found in drawn.items():
         if found:
             parts += map(figure_html, found)
@@ -143,6 +146,16 @@ def _suite(view: View, drawn: Mapping[str, Sequence[Figure]]) -> str:
 
 def _anchor(suite: str) -> str:
     return "suite-" + hashlib.sha256(suite.encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def _answer(view: View) -> str:
+    """One sentence for each upstream, before any table; nothing where nothing is compared."""
+    said = answers(view.table.rows)
+    parts = []
+    for reference in dict.fromkeys(each.reference for each in said):
+        items = "".join(f"<li>{h(a.sentence)}</li>" for a in said if a.reference == reference)
+        parts.append(f"<p>Against <bdi>{h(reference)}</bdi>:</p><ul>{items}</ul>")
+    return f'<div class="answer">{"".join(parts)}</div>' if parts else ""
 
 
 def _tables(view: View, reference: str) -> str:
@@ -156,6 +169,8 @@ def _tables(view: View, reference: str) -> str:
         for upstream in dict.fromkeys(row.upstream for row in rows):
             mine = (cells.get((upstream, head)) for head in heads)
             body.append([th(upstream), *map(td, mine)])
+        if not ref:
+            body += _baselines(rows, heads)
         if ref:
             parts.append(f"<h3>Minus <bdi>{h(ref)}</bdi></h3><p>Points ± half of the 95 % "
                          "interval, verdict, adjusted p.</p>")  # fmt: skip
@@ -166,6 +181,14 @@ def _tables(view: View, reference: str) -> str:
     said = "".join(f"<li>{h(note)}</li>" for note in table.remarks(view.table)[:200])
     opened = f"<details><summary>What these numbers rest on</summary><ul>{said}</ul></details>"
     return "".join(parts) + f'<div class="notes">{opened}</div>'
+
+
+def _baselines(rows: Sequence[Row], heads: Sequence[str]) -> list[list[str]]:
+    """What takes no upstream: chance and the majority class, below accuracies."""
+    return [
+        [th(label), *(f"<td>{h(cell)}</td>" for cell in cells)]
+        for label, *cells in table.baselines(rows, heads)
+    ]
 
 
 def _ways(view: View) -> str:

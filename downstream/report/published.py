@@ -19,6 +19,7 @@ from downstream.base import METRICS
 from downstream.report import superb
 from downstream.report.compare import Comparison, Row, overall, scores
 from downstream.report.groups import Labels, grouped, labels, results_of, version
+from downstream.report.pool import Pool
 from downstream.report.results import Result
 from downstream.report.superb import METRIC, NAMES, Tasks
 from upstream.common import DATA
@@ -137,10 +138,11 @@ def _rows(wanted: str, results: Sequence[Result]) -> list[tuple[Key, Row]]:
         return [(key, _row(row, key)) for key in row.scores]
     mine = results_of(wanted, results)
     called, tasks, rows = labels(mine), grouped(mine, version), []
+    pool = Pool(results)
     for group in tasks.values():
         if task := superb.task_of(group[0]):
-            rows += [((task, row.metric), row) for row in scores(group, called)]
-    each = overall(tasks, called)
+            rows += [((task, row.metric), row) for row in scores(group, called, pool)]
+    each = overall(tasks, called, pool)
     return rows + [((METRIC, row.task.removeprefix(f"{METRIC} ")), row) for row in each]
 
 

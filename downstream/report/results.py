@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from downstream.base import Direction, Record, record
-from downstream.report.statistics import Sample, Summary, summarise
+from downstream.report.summary import Sample, Summary, summarise
 from downstream.tasks.metrics import parted
 from upstream.common import PROJECT, disk
 from upstream.common.errors import UserError
@@ -27,7 +27,7 @@ from upstream.common.schema import bind, convert
 from upstream.common.text import LONGEST_PATH, portable, read_name
 
 FORMAT = 1  # of score.json; a later layout must raise it
-SUMMARY = 2  # of summary.json; with another number it is made again from the predictions
+SUMMARY = 3  # of summary.json; with another number it is made again from the predictions
 ROUNDING = 1e-6  # per cent
 SPOILT = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError,
@@ -295,7 +295,11 @@ def _read_summary(folder: Path) -> Summary | None:
             metric: Sample(np.array([float(whole)]), np.array(without, float)[:, None])
             for metric, (whole, without) in content.pop("samples").items()
         }
-        summary = Summary(**content, samples=samples)
+        levels = {
+            metric: (float(chance), float(majority))
+            for metric, (chance, majority) in content.pop("baselines").items()
+        }
+        summary = Summary(**content, samples=samples, baselines=levels)
         return summary if _sound(summary) else None
     except SPOILT:  # it is made again
         return None

@@ -1,8 +1,9 @@
 """Several upstreams at once: which of them cannot be told apart, task by task.
 
-All pairs are compared as `compare` does it; p is Holm-adjusted over the pairs of a task, for the
-choice is among all of them. Letters (compact letter display, Piepho 2004): two upstreams share a
-letter if and only if no difference between them is shown.
+All pairs are compared as `compare` does it; p, of a difference as of *kept*, is Holm-adjusted over
+the pairs of a task, for the choice is among all of them. The sentences are those of `compare` with
+the first upstream, and adjusted as there. Letters (compact letter display, Piepho 2004): two
+upstreams share a letter if and only if no difference between them is shown.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 from downstream.report import published
-from downstream.report.compare import SIGNIFICANT, Memo, Row, between
+from downstream.report.compare import Row, answers, between, verdict_of
 from downstream.report.groups import grouped, results_of, version
 from downstream.report.layout import as_csv, noted
+from downstream.report.pool import Pool
 from downstream.report.results import Result, finite
 from downstream.report.statistics import holm
 from downstream.report.table import heading
+from downstream.report.verdicts import SIGNIFICANT, Answer, Margin, answer_lines
 
 MOST = 200  # groups of a task; where there are more, letters are not the fewest of all
 Group = frozenset[int]
@@ -37,10 +40,19 @@ class Place(NamedTuple):
     utterances: int
 
 
+class Several(NamedTuple):
+    """Many upstreams."""
+
+    places: list[Place]  # the best first
+    pairs: list[Row]  # p adjusted over a task's
+    skipped: list[str]  # what could not be compared
+    answers: list[Answer]  # of all others against the first upstream
+
+
 def several(
-    names: Sequence[str], results: Sequence[Result]
-) -> tuple[list[Place], list[Row], list[str]]:
-    """Places, the best first; the pairs, p adjusted over a task's; what could not be compared.
+    names: Sequence[str], results: Sequence[Result], margins: Mapping[str, Margin] = {}
+) -> Several:
+    """Every upstream with every other.
 
     Raises UserError for unknown names.
     """
@@ -48,7 +60,7 @@ def several(
     skipped: list[str] = []
     measured = [name for name in names if not name.startswith(published.PREFIX)]
     sides = {name: grouped(results_of(name, results), version) for name in measured}
-    memo = Memo({}, {})
+    pool, said = Pool(results, margins), list[Answer]()
     for i, j in combinations(range(len(names)), 2):
         numbers = [name.startswith(published.PREFIX) for name in (names[i], names[j])]
         if all(numbers):
@@ -56,14 +68,20 @@ def several(
         if any(numbers):
             pair = published.compare(names[i], names[j], results)
         else:
-            pair = between(names[i], names[j], sides[names[i]], sides[names[j]], memo)
+            pair = between(names[i], names[j], sides[names[i]], sides[names[j]], pool)
+            if i == 0:
+                back = between(names[j], names[i], sides[names[j]], sides[names[i]], pool)
+                said += answers(back.rows)
         skipped += [f"{names[i]}, {names[j]}: {line}" for line in pair.skipped]
         for row in pair.rows:
             by_task[heading(row)].append((i, j, row))
     places, rows = list[Place](), list[Row]()
     for task, pairs in sorted(by_task.items()):
         adjusted = holm([row.p for *_, row in pairs])
-        rows += [row._replace(p_holm=p) for (*_, row), p in zip(pairs, adjusted)]
+        kept = holm([row.p_kept for *_, row in pairs])
+        for (*_, row), p, p_kept in zip(pairs, adjusted, kept):
+            row = row._replace(p_holm=p, p_kept_holm=p_kept, needed="")
+            rows.append(row if math.isnan(p) else row._replace(verdict=verdict_of(row)))
         facts: dict[int, tuple[float, Row]] = {}
         for i, j, row in pairs:
             facts.setdefault(i, (row.score, row))
@@ -79,7 +97,7 @@ def several(
             score, row = facts[i]
             facts_of = (score, letters.get(i, ""), row.clusters, row.utterances)
             places.append(Place(task, names[i], *facts_of))
-    return places, rows, skipped
+    return Several(places, rows, skipped, said)
 
 
 def letters_of(order: Sequence[int], apart: set[tuple[int, int]]) -> dict[int, str]:
@@ -144,21 +162,23 @@ def _letter(number: int) -> str:
 
 def render(
     names: Sequence[str],
-    found: tuple[list[Place], list[Row], list[str]],
+    found: Several,
     notes: Sequence[str],
     form: str = "text",
 ) -> str:
     """A row for each upstream, a column for each task; csv has the pairs."""
-    places, rows, skipped = found
+    places, rows, skipped, sentences = found
     if form == "csv":
         return as_csv(Row._fields, rows)
     if form == "json":
         content = {"places": [p._asdict() for p in places], "pairs": [r._asdict() for r in rows]}
+        content["answers"] = [answer._asdict() for answer in sentences]
         return json.dumps(finite({**content, "notes": [*notes, *skipped]}), indent=1)
     tasks = list(dict.fromkeys(place.task for place in places))
     cells = {(p.upstream, p.task): f"{p.score:.2f} {p.letters}".strip() for p in places}
     table = [["upstream", *tasks], *([n, *(cells.get((n, t), "-") for t in tasks)] for n in names)]
     said = [
+        *answer_lines(sentences),
         "no shared letter: a difference is shown (p < "
         f"{SIGNIFICANT}, Holm over all pairs of a task); a shared letter: none is; no letter: a "
         "pair has no p, or the number is a published one",

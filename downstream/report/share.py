@@ -18,8 +18,9 @@ import yaml
 
 from downstream.report.compare import Row, scores
 from downstream.report.groups import grouped, labels, results_of, version
+from downstream.report.pool import Pool
 from downstream.report.results import Result, Score, finite
-from downstream.tasks.metrics import of_result
+from downstream.tasks.metrics import BOUNDED, of_result
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 from upstream.common.packages import require_package
@@ -34,7 +35,6 @@ HUB = {  # tasks as the Hugging Face Hub calls them; all others classify audio
     "asr_ted": "automatic-speech-recognition", "asv": "speaker-verification",
     "sd": "speaker-diarization", "sf": "slot-filling", "qbe": "spoken-term-detection",
 }  # fmt: skip
-BOUNDED = ("accuracy", "eer", "slot_f1")  # from 0 to 100; of the others one end is open
 
 
 class Shared(NamedTuple):
@@ -55,17 +55,19 @@ class Shared(NamedTuple):
         return {} if math.isnan(self.row.low) else {"low": self.row.low, "high": self.row.high}
 
 
-def shared(upstream: str, results: Sequence[Result], suite: str | None = None) -> list[Shared]:
+def shared(
+    upstream: str, results: Sequence[Result], suite: str | None = None, pool: Pool | None = None
+) -> list[Shared]:
     """All scores of an upstream but those on audio that it has heard. UserError if none is left."""
     mine = results_of(upstream, results)
     if suite is not None and suite not in (known := {r.cell.suite for r in mine}):
         raise UserError(f"{upstream} has no results in suite {suite!r}{near_miss(suite, known)}")
     chosen = [r for r in mine if suite in (None, r.cell.suite)]
-    called = labels(chosen)
+    called, pool = labels(chosen), pool or Pool(results)
     found = [
         Shared(row, group[0].score)
         for _, group in sorted(grouped(chosen, version).items())
-        for row in scores(group, called)
+        for row in scores(group, called, pool)
         if not row.seen
     ]
     if not found:
@@ -202,7 +204,7 @@ def write_card(card: Path, index: list[dict[str, Any]]) -> None:
             raise UserError(f"{card}: its front matter cannot be read ({reason:.200})") from error
 
 
-def update_cards(results: Sequence[Result], root: Path) -> list[Path]:
+def update_cards(results: Sequence[Result], root: Path, pool: Pool) -> list[Path]:
     """The model-index of cards of what was built below `root`, each by its newest results."""
     written = []
     folders: dict[Path, list[Result]] = {}
@@ -215,7 +217,7 @@ def update_cards(results: Sequence[Result], root: Path) -> list[Path]:
     for folder, mine in sorted(folders.items()):
         newest = max(mine, key=lambda r: r.score.created).cell
         try:
-            found = shared(f"{newest.upstream}@{newest.fingerprint}", mine)
+            found = shared(f"{newest.upstream}@{newest.fingerprint}", mine, pool=pool)
         except UserError:
             continue
         try:

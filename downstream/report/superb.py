@@ -18,15 +18,8 @@ import numpy as np
 
 from downstream.report.groups import TaskVersion
 from downstream.report.results import Result
-from downstream.report.statistics import (
-    Interval,
-    Sample,
-    Summary,
-    from_error,
-    interval,
-    paired,
-    stacked,
-)
+from downstream.report.statistics import Interval, from_error, interval, paired, seed_spread
+from downstream.report.summary import Sample, Summary, stacked
 from upstream.common import DATA
 
 CONSTANTS = DATA / "results" / "published" / "constants.csv"
@@ -58,6 +51,7 @@ class Constant(NamedTuple):
 
 Tasks = Mapping[TaskVersion, Sequence[Result]]  # of one upstream, the seeds of a task together
 Heads = Mapping[str, Sequence[Summary]]  # of one upstream, its heads by SUPERB's name of a task
+Peers = Mapping[str, Sequence[Sequence[Summary]]]  # by task, the heads of every upstream
 
 
 @functools.cache
@@ -93,8 +87,15 @@ def complete(tasks: Tasks) -> dict[str, dict[str, TaskVersion]]:
     }
 
 
-def score(name: str, a: Heads, b: Heads | None = None) -> Interval:
+def score(
+    name: str,
+    a: Heads,
+    b: Heads | None = None,
+    peers: Mapping[str, Sequence[Sequence[Summary]]] = {},
+) -> Interval:
     """The score with the constants of set `name`, or the difference `a` minus `b`.
+
+    peers: all upstreams that the seeds' variance is pooled over.
 
     The tasks count as independent samples: their variances add, the degrees of freedom are
     Satterthwaite's. Where a task has no interval, the score has none. Raises UserError, like
@@ -107,7 +108,8 @@ def score(name: str, a: Heads, b: Heads | None = None) -> Interval:
             paired(a[task], b[task], constants[0].metric)  # refuses other test sets
             other = _gain(constants, b[task])
             gain = Sample(gain.whole - other.whole, gain.without - other.without)
-        parts[task] = interval(gain)
+        spread = seed_spread([_gain(constants, heads) for heads in peers.get(task, ())])
+        parts[task] = interval(gain, spread, 1 if b is None else 2)
     value = sum(part.value for part in parts.values()) / len(parts)
     unknown = [task for task, part in parts.items() if math.isnan(part.standard_error)]
     if unknown:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from downstream.report import superb
-from downstream.report.compare import SIGNIFICANT, Comparison, Row, differences, overall, scores
+from downstream.report.compare import Comparison, Row, answers, differences, overall, scores
 from downstream.report.groups import grouped, labels, name, results_of, version
 from downstream.report.layout import TextTable, as_csv, markdown, noted, plain, text, wrapped
+from downstream.report.pool import Pool
 from downstream.report.published import NOTE, Published, beside, left_out
 from downstream.report.results import Result, finite
-from downstream.tasks.metrics import of_result
+from downstream.report.verdicts import SIGNIFICANT, Margin, answer_lines
+from downstream.tasks.metrics import of_result, parted
 from upstream.common import disk
 from upstream.common.errors import UserError, near_miss
 
 TASKS_ABREAST = 4  # what fits into 100 columns
+SILENT = ("wer", "cer", "per")  # an empty answer has 100 % of errors
+FEW = 4  # upstreams; from so many on, nine half-widths in ten are within 2.5 times (test_coverage)
 HEARD = "†"  # marks the score of an upstream that has heard the answers
 
 Format = Literal["text", "md", "csv", "json", "latex"]
@@ -37,8 +41,11 @@ def summary(
     suite: str,
     references: Sequence[str] = (),
     published: Sequence[Published] = (),
+    pool: Pool | None = None,
 ) -> Table:
     """The table of a suite, the upstreams in the order of `references` and then of their names.
+
+    pool: of more results than the table shows, such as all of a results folder.
 
     A reference is a name or name@fingerprint; what is paired with an earlier one is not paired
     again. `published` rows come last, on tasks that are SUPERB's own. Raises UserError for an
@@ -49,20 +56,20 @@ def summary(
         known = {r.cell.suite for r in results}
         raise UserError(f"no results in suite {suite!r}{near_miss(suite, known)}")
     chosen = [name(results_of(reference, mine)[0]) for reference in references]
-    called = labels(mine)
+    called, pool = labels(mine), pool or Pool(mine)
     groups = {n: grouped(group, version) for n, group in grouped(mine, name).items()}
     order = list(dict.fromkeys([*chosen, *sorted(groups)]))
     table = Table([], [])
     for n in order:
         for _, group in sorted(groups[n].items()):
-            table.rows.extend(scores(group, called))
-        table.rows.extend(overall(groups[n], called))
+            table.rows.extend(scores(group, called, pool))
+        table.rows.extend(overall(groups[n], called, pool))
     extra = beside(published, grouped(mine, version), called)
     table.rows.extend(extra)
     table.skipped.extend(left_out(published, {row.upstream for row in extra}))
     for i, reference in enumerate(dict.fromkeys(chosen)):
         for other in order[i + 1 :]:
-            rows, refused = differences(groups[other], groups[reference], called)
+            rows, refused = differences(groups[other], groups[reference], called, pool)
             lacking = sorted(groups[other].keys() - groups[reference].keys())
             refused += [f"{called[v]}: {called[reference]} has none" for v in lacking]
             table.rows.extend(rows)
@@ -71,9 +78,10 @@ def summary(
 
 
 def show(table: Table) -> str:
-    """For the terminal: scores, then differences from each reference, four tasks abreast."""
+    """For the terminal: the answer, scores, differences from each reference, four tasks abreast."""
     blocks = [title + text(body) for title, body in _blocks(table.rows, TASKS_ABREAST)]
-    return "\n\n".join([*blocks, wrapped(remarks(table))])
+    answer = [wrapped(answer_lines(answers(table.rows)))]
+    return "\n\n".join([*filter(None, answer), *blocks, wrapped(remarks(table))])
 
 
 def write(
@@ -81,6 +89,7 @@ def write(
     results: Sequence[Result],
     references: Sequence[str] = (),
     published: Sequence[Published] = (),
+    margins: Mapping[str, Margin] = {},
 ) -> list[Path]:
     """Write `table.csv` (a line per Row) and `table.md`, every suite in both.
 
@@ -88,7 +97,7 @@ def write(
     at the end of a long run a page without them is better than none. Raises UserError if `root`
     cannot be written.
     """
-    rows, pages = list[Row](), ["# Results"]
+    rows, pages, pool = list[Row](), ["# Results"], Pool(results, margins)
     for suite, mine in sorted(grouped(results, lambda r: r.cell.suite).items()):
         known, unknown = [], []
         for reference in references:
@@ -97,14 +106,15 @@ def write(
                 known.append(reference)
             except UserError as error:
                 unknown.append(f"no differences: {error}")
-        table = summary(mine, suite, known, published)
+        table = summary(mine, suite, known, published, pool)
         rows += table.rows
         blocks = [
             f"{plain(title)}\n{markdown(body)}"
             for title, body in _blocks(table.rows, len(table.rows))
         ]
         notes = [f"- {plain(note)}" for note in remarks(table) + unknown]
-        pages += [f"## {plain(suite)}", *blocks, "\n".join(notes)]
+        said = "\n".join(f"- {plain(line.strip())}" for line in answer_lines(answers(table.rows)))
+        pages += [f"## {plain(suite)}", *filter(None, [said]), *blocks, "\n".join(notes)]
     disk.write(root / "table.csv", as_csv(Row._fields, rows))
     disk.write(root / "table.md", "\n\n".join(pages) + "\n")
     return [root / "table.csv", root / "table.md"]
@@ -114,7 +124,9 @@ def render(comparison: Comparison, form: Format = "text") -> str:
     """A comparison for the terminal, a page, a program or a paper."""
     if form == "json":
         rows = [row._asdict() for row in comparison.rows]
-        return json.dumps(finite({**comparison._asdict(), "rows": rows}), indent=1)
+        said = [answer._asdict() for answer in comparison.answers]
+        content = {**comparison._asdict(), "rows": rows, "answers": said}
+        return json.dumps(finite(content), indent=1)
     if form == "csv":
         return as_csv(Row._fields, comparison.rows)
     table = ["task|A|B|A - B|95 % interval|p|A is".split("|")]
@@ -125,7 +137,7 @@ def render(comparison: Comparison, form: Format = "text") -> str:
             for score, seen in ((r.score, r.seen), (r.reference_score, r.reference_seen))
         )
         table.append([heading(r), a, b, f"{r.difference:+.2f}", span, p_text(r.p_holm), r.verdict])
-    notes = [f"A = {comparison.a}", f"B = {comparison.b}"]
+    notes = [*answer_lines(comparison.answers), f"A = {comparison.a}", f"B = {comparison.b}"]
     notes += [*comparison.notes, *remarks(comparison)]
     if form not in get_args(Format):
         raise UserError(f"unknown format {form!r}{near_miss(form, get_args(Format))}")
@@ -144,18 +156,56 @@ def _blocks(rows: Sequence[Row], abreast: int) -> Iterable[tuple[str, TextTable]
             upstreams = dict.fromkeys(row.upstream for row in mine)
             body = [[u, *(cells.get((u, column), "-") for column in part)] for u in upstreams]
             title = f"minus {reference}, with p and verdict\n" if reference else ""
+            if not reference:
+                body += baselines(mine, part)
             yield title, [["upstream", *part], *body]
+
+
+def baselines(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
+    """Lines below the scores: what takes no upstream; none where no task is an accuracy."""
+    table = []
+    for label, field in (("(chance)", "chance"), ("(majority class)", "majority")):
+        levels = {heading(row): getattr(row, field) for row in rows if row.chance == row.chance}
+        if any(column in levels for column in columns):
+            cells = [f"{levels[c]:.2f}" if c in levels else "-" for c in columns]
+            table.append([label, *cells])
+    return table
+
+
+def at_floor(row: Row) -> str:
+    """Why a score says nothing of its upstream: its interval, or without one the score, reaches
+    what takes no upstream."""
+    if row.reference:
+        return ""
+    low, high = (row.score if math.isnan(end) else end for end in (row.low, row.high))
+    floor = max(row.chance, row.majority)
+    if low <= floor:
+        return f"at chance: no better than always the most frequent class ({floor:.1f})"
+    if row.metric in SILENT and high >= 100:
+        return "nothing learnt: no better than saying nothing (100)"
+    return ""
 
 
 def cell_text(row: Row) -> str:
     """`5.75 ±0.40`, or of a difference `+0.31 ±0.40 p .120` and below it the verdict."""
     value = row.difference if row.reference else row.score
-    half = "±?" if math.isnan(row.low) else f"±{value - row.low:.2f}"  # intervals are symmetric
+    half = half_text(row)
     if not row.reference:
         return f"{value:.2f} {half}{HEARD if row.seen else ''}"
     p = p_text(row.p_holm)
     value = round(value, 2) + 0.0  # no -0.00
     return f"{value:+.2f} {half}{p and ' p ' + p}\n{row.verdict}"
+
+
+def half_text(row: Row) -> str:
+    """`±0.40`; of a score whose interval ends at the end of its scale `[57.0, 100.0]`."""
+    value = row.difference if row.reference else row.score
+    below, above = value - row.low, row.high - value
+    if math.isnan(below):
+        return "±?"
+    if abs(above - below) > 1e-6 * max(below, above):
+        return f"[{row.low:.1f}, {row.high:.1f}]"
+    return f"±{below:.2f}"
 
 
 def heading(row: Row) -> str:
@@ -180,11 +230,20 @@ def remarks(table: Table | Comparison) -> list[str]:
     seeds = {row.seeds for row in rows} - {0}
     sample = "only (one head seed)" if seeds == {1} else "and head seeds"
     notes = [f"intervals: 95 %, t over speakers (or folds) {sample}"] if seeds else []
+    pooled = [row.pooled for row in rows if row.pooled]
+    if pooled:
+        few = "; of so few it is known poorly, and intervals vary" if min(pooled) < FEW else ""
+        notes.append(
+            "how far head seeds lie apart is taken from all upstreams with results on a task "
+            f"(their number: {_span(pooled)}{few}): a further one moves intervals and p a little"
+        )
     if paired:
         notes += [
             "differences: paired by utterance; p: Holm-adjusted for the tasks of the two upstreams",
             f"better, worse: p < {SIGNIFICANT}; intervals are not adjusted, one may leave out 0 at "
             "a larger p",
+            f"kept: not worse by the margin, {_margins(paired)} (one-sided p < {SIGNIFICANT}, Holm "
+            "over the same tasks); slightly worse: a difference, but within it",
         ]
     if any(row.metric == superb.METRIC for row in rows):
         notes.append(
@@ -201,15 +260,15 @@ def remarks(table: Table | Comparison) -> list[str]:
             f"{_span([row.seeds for row in mine])} seeds",
         ]
         sizes = [round(row.detectable, 1) for row in mine if not math.isnan(row.detectable)]
-        power = f"; 80 % power from a difference of {_span(sizes)}" if sizes else ""
+        power = f"; a verdict in 80 % of cases from {_span(sizes)} points" if sizes else ""
         notes.append(f"{task}: {', '.join(counts)}{power}")
     for r in rows:
         if r.groups and not r.reference:
             notes.append(f"{r.upstream} {heading(r)[:-2]}: {r.groups}")
     places: dict[str, dict[str, None]] = defaultdict(dict)  # why -> where, each once
     for r in rows:
-        if r.note:
-            places[r.note][f"{r.upstream} {r.task}"] = None
+        for why in filter(None, (r.note, at_floor(r))):
+            places[why][f"{r.upstream} {r.task}"] = None
         for upstream, seen in ((r.upstream, r.seen), (r.reference, r.reference_seen)):
             if seen:
                 why = f"fine-tuning had the labels of {100 * seen:.0f} % of the test audio"
@@ -219,6 +278,16 @@ def remarks(table: Table | Comparison) -> list[str]:
         more = f" and {len(where) - 3} more" if len(where) > 3 else ""
         notes.append(f"{', '.join([*where][:3])}{more}: {why}")
     return notes + [f"not compared: {line}" for line in table.skipped]
+
+
+def _margins(rows: Sequence[Row]) -> str:
+    """`asr 2.5, er 1.9 points`"""
+    tasks: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if not math.isnan(row.margin) and not parted(row.metric)[1]:
+            tasks[heading(row)[:-2]].append(float(f"{row.margin:.2g}"))
+    shown = ", ".join(f"{task} {_span(sizes)}" for task, sizes in sorted(tasks.items()))
+    return f"{shown} points" if shown else "of which none can be said"
 
 
 def _span(values: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from downstream.report.groups import results_of
 from downstream.report.results import Result
-from downstream.report.statistics import PREDICTED
+from downstream.report.summary import PREDICTED
 from upstream.common.text import portable
 
 
@@ -44,6 +44,8 @@ def test_sets(a: Result, b: Result) -> str:
         for field in fields.keys() - PREDICTED
         if fields[field] != y[key][field]
     ]
+    if not differ:  # a summary that is not of its predictions
+        return f"{a.folder} or {b.folder}: summary.json is of another test set; delete it"
     return f"the test sets disagree on {len(differ)} facts (such as {differ[0]})"
 
 

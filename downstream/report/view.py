@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from downstream.report import curves, figures, heat, table
@@ -11,9 +11,11 @@ from downstream.report.groups import Labels, Name, grouped, labels, name, result
 from downstream.report.layers import layer_weights
 from downstream.report.lineage import Lineage, likely_base, lineages
 from downstream.report.matrix import Matrix, matrix
+from downstream.report.pool import Pool
 from downstream.report.published import Published
 from downstream.report.results import Result
 from downstream.report.table import Table
+from downstream.report.verdicts import Margin
 from upstream.common.errors import UserError
 
 
@@ -62,23 +64,27 @@ def view(
     results: Sequence[Result],
     references: Sequence[str] = (),
     published: Sequence[Published] = (),
+    margins: Mapping[str, Margin] = {},
 ) -> View:
     """What the page says of one suite. References that it has no results of are left out."""
     known = [wanted for wanted in references if has(wanted, results)]
     guess = None if known else likely_base(results)
     known += [guess] if guess else []
-    whole = table.summary(results, suite, known, published)
+    pool = Pool(results, margins)
+    whole = table.summary(results, suite, known, published, pool)
     called = labels(results)
     first = called[name(results_of(known[0], results)[0])] if known else ""
     made = lineages(results)
     return View(
-        suite, list(results), whole, first, called, made, _matrix(results, suite, published)
+        suite, list(results), whole, first, called, made, _matrix(results, suite, published, pool)
     )
 
 
-def _matrix(results: Sequence[Result], suite: str, published: Sequence[Published]) -> Matrix | None:
+def _matrix(
+    results: Sequence[Result], suite: str, published: Sequence[Published], pool: Pool
+) -> Matrix | None:
     try:
-        found = matrix(results, suite, published=published)
+        found = matrix(results, suite, published=published, pool=pool)
     except UserError:  # nothing says what anything grew from
         return None
     return found if any(line.seeds for line in found.lines) else None

@@ -109,11 +109,11 @@ def _processes(options: RunOptions) -> str:
 
 
 def _detectable(tasks: Sequence[Prepared], options: RunOptions) -> str:
-    """How small a difference would be found, as far as finished cells tell."""
+    """How small a difference would get a verdict, as far as finished cells tell."""
     results, known = load_results(options.results), []
     for task in tasks:
         version = TaskVersion(task.recipe.suite, task.recipe.name, task.revision)
-        if (points := detectable(results, version)) is not None:
+        if (points := detectable(results, version, len(tasks))) is not None:
             known.append(f"{points:.1f} ({task.recipe.name})")
     if not known:
         return "how small a difference would be found is not known before a first result"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from downstream.base import METRICS, Count, Direction, Metric, Tally, Trial
 from upstream.common.errors import UserError
 from upstream.common.user_code import NAME
 
+BOUNDED = ("accuracy", "frame_accuracy", "eer", "slot_f1", "slot_edit_f1")  # from 0 to 100
 VIEWS = ("macro", "worst", "spread")  # mean of the groups, worst group, best minus worst
 
 
@@ -87,6 +89,14 @@ def of_result(name: str, better: Direction = "lower") -> Metric:
         return METRICS[name]
     label, rate = name.rpartition(":")[2], error_rate if better == "lower" else success_rate
     return Metric(name, label, better, rate)
+
+
+def scale(name: str, better: Direction) -> tuple[float, float]:
+    """From where to where a metric, or a view on its groups, can go, in per cent."""
+    plain, view = parted(name)
+    if plain in BOUNDED:
+        return 0.0, 100.0
+    return (0.0, math.inf) if better == "lower" or view == "spread" else (-math.inf, 100.0)
 
 
 def _rate(counts: Sequence[Count]) -> float:

@@ -13,7 +13,8 @@ from downstream.report.lineage import lineages
 from downstream.report.matrix import Line, matrix
 from downstream.report.matrix_view import render
 from downstream.report.results import load_results
-from downstream.report.statistics import Sample, Summary, pooled
+from downstream.report.statistics import pooled
+from downstream.report.summary import Sample, Summary
 from tests.downstream.test_page import sourced
 from tests.downstream.test_table import put
 from upstream.common import disk

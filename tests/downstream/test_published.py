@@ -17,7 +17,7 @@ from downstream.report.compare import compare
 from downstream.report.matrix import matrix
 from downstream.report.matrix_view import render
 from downstream.report.results import Cell, Score, load_results, save
-from downstream.report.statistics import Sample, Summary
+from downstream.report.summary import Sample, Summary
 from downstream.report.table import show, summary
 from upstream.common import PROJECT
 

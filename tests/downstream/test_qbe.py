@@ -289,7 +289,7 @@ def test_what_is_not_trained_is_compared_with_a_verdict(metric: str, tmp_path: P
     assert row.difference == pytest.approx(row.score - row.reference_score)
     assert abs(row.low + row.high - 2 * row.difference) < 1e-9
     (row,) = compare("good", "same", results).rows
-    assert row.verdict == "no difference shown" and row.difference == 0
+    assert row.verdict == "undecided" and row.difference == 0
     shown = show(summary(results, "mine", ["poor"]))
     assert f"{METRICS[metric].label} {METRICS[metric].arrow}" in shown and "better" in shown
     assert "12 speakers, 1 seeds" in shown and "withheld" not in shown

@@ -18,7 +18,7 @@ from downstream.report.results import (
     safe_name,
     save,
 )
-from downstream.report.statistics import summarise
+from downstream.report.summary import summarise
 from downstream.tasks.metrics import of_result
 from upstream.common.errors import UserError
 

@@ -50,7 +50,10 @@ def test_a_letter_is_shared_if_and_only_if_no_difference_is_shown(data: st.DataO
 
 
 def test_pairs_are_adjusted_over_a_task(root: Path) -> None:
-    places, rows, skipped = several.several(["base", "good", "alike"], load_results(root))
+    results = load_results(root)
+    places, rows, skipped, said = several.several(["base", "good", "alike"], results)
+    assert [a.sentence.split(":")[0] for a in said] == ["good", "alike"]
+    assert said[0] == compare("base", "good", results).answers[0]
     asr = [row for row in rows if row.task == "asr"]
     assert len(asr) == 3 and not skipped
     assert [row.p_holm for row in asr] == holm([row.p for row in asr])

@@ -15,6 +15,7 @@ import benchmark
 from downstream.report import share
 from downstream.report.compare import scores
 from downstream.report.groups import labels
+from downstream.report.pool import Pool
 from downstream.report.results import load_results
 from tests.downstream.test_page import sourced
 from tests.downstream.test_table import put
@@ -63,7 +64,7 @@ def test_every_eval_ever(root: Path, upstream: str, capsys: pytest.CaptureFixtur
         group = [
             r for r in load_results(root) if r.cell.task == task and r.cell.upstream == upstream
         ]
-        (row,) = scores(group, labels(group))
+        (row,) = scores(group, labels(group), Pool(load_results(root)))
         assert each["score_details"]["score"] == row.score
         sure = each["score_details"]["uncertainty"]["confidence_interval"]
         assert (sure["lower"], sure["upper"]) == (row.low, row.high)
@@ -131,6 +132,7 @@ def test_cards_of_what_was_built_here_are_kept_up_to_date(root: Path) -> None:
         content = json.loads(path.read_text())
         content["result"]["created"] = "2026-11-26T00:00:00+00:00"
         path.write_text(json.dumps(content))
-    assert share.update_cards(load_results(root), root / "upstreams") == [card]
+    results = load_results(root)
+    assert share.update_cards(results, root / "upstreams", Pool(results)) == [card]
     assert metadata_load(card)["model-index"][0]["name"] == "mine"
     assert other.read_text() == "# A user's own\n"

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from downstream.base import AND, METRICS, Count, Trial
-from downstream.report.statistics import Sample, Summary, holm, interval, paired, stacked, summarise
+from downstream.report.statistics import from_error, holm, interval, paired, seed_spread
+from downstream.report.summary import Sample, Summary, stacked, summarise
 from downstream.tasks.metrics import of_result
 from upstream.common.errors import UserError
 
@@ -73,14 +74,14 @@ def test_equal_totals_and_one_seed_are_a_paired_t_test_over_speakers() -> None:
 
 def test_folds_are_the_clusters_and_weigh_the_same() -> None:
     """The delete-one jackknife of a plain mean is the t interval over its parts."""
-    records = head(folds=3)
-    by_fold = [rate([r for r in records if r.fold == f"fold{f}"]) for f in range(3)]
+    records = head(folds=5, speakers=10)
+    by_fold = [rate([r for r in records if r.fold == f"fold{f}"]) for f in range(5)]
     summary = summarise(records, "wer")
     result = interval(summary.samples["wer"])
-    assert (summary.clusters, summary.unit) == (["fold0", "fold1", "fold2"], "folds")
+    assert (summary.clusters, summary.unit) == ([f"fold{f}" for f in range(5)], "folds")
     assert result.value == pytest.approx(np.mean(by_fold))
     assert result.value != pytest.approx(rate(records))
-    ends = stats.t.interval(0.95, 2, np.mean(by_fold), stats.sem(by_fold))
+    ends = stats.t.interval(0.95, 4, np.mean(by_fold), stats.sem(by_fold))
     assert (result.low, result.high) == pytest.approx(ends)
 
 
@@ -96,8 +97,10 @@ def test_a_difference_of_summaries_is_the_jackknife_of_the_differences() -> None
         np.array([100 * errors[:, keep].sum(1) / total[keep].sum() for keep in kept]),
     )
     result = paired(*([summarise(r, "wer") for r in side] for side in (a, b)), "wer")
+    spread = seed_spread([stacked([summarise(r, "wer") for r in side], "wer") for side in (a, b)])
+    expected = interval(direct, spread, 2)
     for field in ("value", "low", "high", "p", "df"):
-        assert getattr(result, field) == pytest.approx(getattr(interval(direct), field), rel=1e-12)
+        assert getattr(result, field) == pytest.approx(getattr(expected, field), rel=1e-12)
 
 
 def test_accuracy_points_upwards() -> None:
@@ -141,16 +144,17 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 
 
 def test_detectable_is_found_four_times_in_five() -> None:
-    """20 speakers, t test: the power at `detectable` is 80 %."""
+    """t test with few and more speakers, alone and as one of four: the power there is 80 %."""
     rng = np.random.default_rng(0)
-    draws = rng.normal(size=(REPEATS, 20))
-    size = (stats.t.ppf(0.975, 19) + stats.t.ppf(0.8, 19)) / math.sqrt(20)
-    power = (stats.ttest_1samp(draws + size, 0, axis=1).pvalue < 0.05).mean()
-    assert 0.77 < power < 0.83
-    values = draws[0] + size
-    rest = (values.sum() - values) / 19
-    result = interval(Sample(np.array([values.mean()]), rest[:, None]))
-    assert result.detectable == pytest.approx(size * values.std(ddof=1))
+    for speakers, tests in itertools.product((5, 20), (1, 4)):
+        error = 1 / math.sqrt(speakers)
+        size = from_error(0.0, error, speakers - 1).detectable(tests)
+        draws = rng.normal(size=(REPEATS, speakers)) + size
+        power = (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05 / tests).mean()
+        assert 0.77 < power < 0.83
+        critical = stats.t.ppf(1 - 0.025 / tests, speakers - 1)
+        assert stats.nct.cdf(critical, speakers - 1, size / error) == pytest.approx(0.2, abs=1e-6)
+    assert math.isnan(interval(Sample(np.ones(1), np.ones((2, 1)))).detectable())
 
 
 # --- trials ---------------------------------------------------------------------------------------
@@ -178,12 +182,12 @@ def test_trials_are_scored_again_without_each_speaker() -> None:
 
 
 def test_trials_in_folds_are_a_mean_over_folds() -> None:
-    records = [r._replace(fold=f"f{int(r.speaker[1]) % 4}") for r in trials(0, 1)]
-    by_fold = [METRICS["eer"].score([r for r in records if r.fold == f"f{f}"]) for f in range(4)]
+    records = [r._replace(fold=f"f{int(r.speaker[1:]) % 5}") for r in trials(0, 1, speakers=10)]
+    by_fold = [METRICS["eer"].score([r for r in records if r.fold == f"f{f}"]) for f in range(5)]
     result = interval(summarise(records, "eer").samples["eer"])
     assert result.value == pytest.approx(np.mean(by_fold))
     assert (result.low, result.high) == pytest.approx(
-        stats.t.interval(0.95, 3, np.mean(by_fold), stats.sem(by_fold))
+        stats.t.interval(0.95, 4, np.mean(by_fold), stats.sem(by_fold))
     )
 
 
@@ -250,18 +254,51 @@ def test_two_speakers_in_all_leave_nothing_and_say_so() -> None:
     for records, metric in ((two, "eer"), (mixtures, "der")):
         result = interval(summarise(records, metric).samples[metric])
         assert math.isfinite(result.value) and math.isnan(result.low)
-        assert "without one speaker or fold" in result.reason
+        assert "too few speakers" in result.reason
 
 
 # --- what cannot be known, and mistakes ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("folds", [0, 1])
-def test_one_speaker_or_fold_has_no_interval(folds: int) -> None:
-    result = interval(heads(0, speakers=1, folds=folds)[0].samples["wer"])
-    assert math.isfinite(result.value)
-    assert math.isnan(result.low) and math.isnan(result.high)
-    assert "one speaker" in result.reason
+@pytest.mark.parametrize("speakers", range(1, 7))
+@pytest.mark.parametrize("folds", [False, True])
+def test_few_speakers_or_folds_have_no_interval(folds: bool, speakers: int) -> None:
+    """Nor a difference; from five on there is one."""
+    samples = heads(0, 1, 2, speakers=speakers, folds=speakers * folds)
+    other = heads(3, 4, 5, speakers=speakers, folds=speakers * folds)
+    for result in (interval(samples[0].samples["wer"]), paired(samples, other, "wer")):
+        assert math.isfinite(result.value)
+        for number in (result.low, result.high, result.p, result.detectable()):
+            assert math.isnan(number) == (speakers < 5)
+        assert ("too few speakers or folds" in result.reason) == (speakers < 5)
+
+
+def test_the_spread_of_seeds_is_pooled_by_hand() -> None:
+    """Two upstreams of 2 and 3 heads over 2 speakers: SS 8 + 2 over 1 + 2 degrees of freedom."""
+    whole = np.array([10.0, 14.0]), np.array([1.0, 2.0, 3.0])
+    moves = np.array([[1.0, 3.0], [-1.0, -3.0]]), np.zeros((2, 3))
+    samples = [Sample(w, w + m) for w, m in zip(whole, moves)]
+    alone = Sample(np.array([7.0]), np.array([[8.0], [6.0]]))
+    spread = seed_spread([*samples, alone])
+    assert spread is not None
+    assert (spread.variance, spread.df, spread.upstreams) == (pytest.approx(10 / 3), 3, 2)
+    assert spread.noise == pytest.approx(0.5 * 4 / 3)  # moves beyond their mean: 1, 1, 1, 1
+    assert spread.component == pytest.approx(10 / 3 - 2 / 3)
+    assert seed_spread([alone]) is None and seed_spread([]) is None
+
+
+def test_nothing_jumps_where_the_seeds_begin_to_matter() -> None:
+    """Heads moved apart little by little: the half-width grows without a step."""
+    rng = np.random.default_rng(0)
+    values = 50 + rng.normal(size=(20, 3))
+    halves, apart = [], np.array([-1.0, 0.2, 0.8])
+    for size in np.linspace(0, 2, 4000):
+        moved = values + size * apart
+        whole = moved.mean(0)
+        result = interval(Sample(whole, whole + (whole - moved) / 19))
+        halves.append(result.high - result.value)
+    steps = np.diff(halves) / np.array(halves[:-1])
+    assert np.abs(steps).max() < 0.004  # in a tenth of the step a tenth of the change
 
 
 def test_a_perfect_score_has_no_made_up_certainty() -> None:

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ import pytest
 
 from downstream.base import METRICS, Count
 from downstream.report import layout
-from downstream.report.compare import Row, compare, detectable
+from downstream.report.compare import Row, answers, compare, detectable
 from downstream.report.groups import TaskVersion
+from downstream.report.pool import Pool
 from downstream.report.results import Cell, Result, Score, load_results, save
-from downstream.report.statistics import paired
+from downstream.report.several import several
+from downstream.report.statistics import paired, seed_spread
+from downstream.report.summary import stacked
 from downstream.report.table import Table, render, show, summary, write
 from upstream.common import PROJECT
 from upstream.common.errors import UserError
@@ -74,7 +78,10 @@ def test_summary_is_the_paired_statistics(results: list[Result]) -> None:
             [r.summary for r in results if (r.cell.upstream, r.cell.task) == (name, row.task)]
             for name in ("merged:alpha=0.25", "base")
         ]
-        expected = paired(*sides, TASKS[row.task])
+        peers = [[r for r in results if (r.cell.upstream, r.cell.task) == (name, row.task)]
+                 for name in RATES]  # fmt: skip
+        samples = [stacked([r.summary for r in heads], TASKS[row.task]) for heads in peers]
+        expected = paired(*sides, TASKS[row.task], seed_spread(samples))
         assert (row.difference, row.p) == (expected.value, expected.p)
         assert row.difference == pytest.approx(row.score - row.reference_score)
         assert row.score == scores["merged:alpha=0.25", row.task]
@@ -89,7 +96,7 @@ def test_four_tasks_fit_the_terminal_and_show_what_is_needed(results: list[Resul
     shown = show(summary(results, "demo", ["base"]))
     assert max(map(len, shown.splitlines())) <= 100
     assert "asr WER ↓" in shown and "sid ACC ↑" in shown
-    assert "Holm" in shown and "12 speakers, 3 seeds; 80 % power from" in shown
+    assert "Holm" in shown and "12 speakers, 3 seeds; a verdict in 80 % of" in shown
     assert "p <.001" in shown
 
 
@@ -106,16 +113,33 @@ def test_a_second_reference_is_a_second_block(results: list[Result]) -> None:
         ("tuned", "base"), ("merged:alpha=0.25", "base"), ("merged:alpha=0.25", "tuned"),
     ]  # fmt: skip
     blocks = show(table).split("\n\n")
-    titles = [re.split(",|  ", block)[0] for block in blocks[:3]]
+    titles = [re.split(",|  ", block)[0] for block in blocks[1:4]]
     assert titles == ["upstream", "minus base", "minus tuned"]
+    assert blocks[0].splitlines() == [
+        "against base:",
+        "  tuned: worse on asr, er, pr, sid",
+        "  merged:alpha=0.25: better on asr, er, pr, sid",
+        "against tuned:",
+        "  merged:alpha=0.25: better on asr, er, pr, sid",
+    ]
 
 
 def test_a_pair_has_one_verdict_wherever_it_is_shown(results: list[Result]) -> None:
-    """The family of a p is the pair: no other row of a table, nor another suite, is part of it."""
+    """The family of a p is the pair: no other row of a table, nor another suite, is part of it.
+    The seeds' variance is that of all results, whichever of them a table shows."""
     alone = [r for r in results if r.cell.upstream != "tuned"]
+    expected = compare("merged:alpha=0.25", "base", results).rows
     for shown in (results, alone):
-        rows = minus(summary(shown, "demo", ["base"]), "merged:alpha=0.25")
-        assert rows == compare("merged:alpha=0.25", "base", results).rows
+        table = summary(shown, "demo", ["base"], pool=Pool(results))
+        assert minus(table, "merged:alpha=0.25") == expected
+    of_all = several(["base", "merged:alpha=0.25", "tuned"], results)
+    assert of_all.answers == answers(summary(results, "demo", ["base"]).rows)
+    fewer = compare("merged:alpha=0.25", "base", alone).rows
+    assert {row.pooled for row in expected} == {3} and {row.pooled for row in fewer} == {2}
+    assert [row.difference for row in fewer] == [row.difference for row in expected]
+    again = [replace(r, cell=replace(r.cell, upstream="alias")) for r in results]
+    twice = compare("merged:alpha=0.25", "base", results + again).rows  # the same weights
+    assert twice == expected
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -162,12 +186,13 @@ def test_who_has_heard_the_answers_cannot_win(tmp_path: Path) -> None:
 
 def test_detectable_of_a_plan(results: list[Result]) -> None:
     task = TaskVersion("demo", "asr", "ab" * 6)
-    paired_size = detectable(results, task)
-    alone = detectable([r for r in results if r.cell.upstream == "base"], task)
+    paired_size = detectable(results, task, 4)
+    alone = detectable([r for r in results if r.cell.upstream == "base"], task, 4)
     assert paired_size is not None and alone is not None
     assert 0 < paired_size < alone
-    assert detectable(results, task._replace(task="new")) is None
-    one_speaker = detectable([], task)
+    assert detectable(results, task, 1) < paired_size  # type: ignore[operator]
+    assert detectable(results, task._replace(task="new"), 4) is None
+    one_speaker = detectable([], task, 4)
     assert one_speaker is None
 
 
@@ -193,9 +218,9 @@ def test_compare_says_what_cannot_be_compared(tmp_path: Path) -> None:
 
 
 def test_compare_is_a_tie_with_itself_and_turns_with_its_sides(results: list[Result]) -> None:
-    assert {row.verdict for row in compare("base", "base", results).rows} == {"no difference shown"}
+    assert {row.verdict for row in compare("base", "base", results).rows} == {"undecided"}
     there, back = compare("base", "tuned", results), compare("tuned", "base", results)
-    opposite = {"better": "worse", "worse": "better", "no difference shown": "no difference shown"}
+    opposite = {"better": "worse", "worse": "better"}
     for one, other in zip(there.rows, back.rows):
         assert one.difference == pytest.approx(-other.difference)
         assert opposite[one.verdict] == other.verdict
@@ -241,10 +266,10 @@ def test_no_interval_is_unknown_not_significant(tmp_path: Path) -> None:
     results = load_results(tmp_path)
     found = compare("tuned", "base", results)
     assert found.rows[0].verdict == "unknown" and math.isnan(found.rows[0].low)
-    assert "one speaker" in found.rows[0].note
+    assert "too few speakers" in found.rows[0].note
     assert json.loads(render(found, "json"))["rows"][0]["p"] is None
     assert "±?\n" in show(summary(results, "demo", ["base"]))
-    assert detectable(results, TaskVersion("demo", "asr", "ab" * 6)) is None
+    assert detectable(results, TaskVersion("demo", "asr", "ab" * 6), 1) is None
 
 
 def test_test_sets_that_differ_are_not_compared(results: list[Result], tmp_path: Path) -> None:
@@ -277,6 +302,7 @@ def test_tables_are_written_and_a_missing_reference_is_noted(
 
 WRITE = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from downstream.report import results, table
 for _ in range(int(sys.argv[2])):
