@@ -58,4 +58,4 @@ def cost_text(record: Mapping[str, Any]) -> str:
 
 
 def _bytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+    return f"{count / 1e9:.2f} GB" if count >= 999.5e6 else f"{count / 1e6:.3g} MB"
