@@ -11,12 +11,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import downstream.corpora  # noqa: F401 - registers the readers
 from downstream.base import CORPORA, HEADS, METRICS, TASKS, Example, Labels, Task
-from downstream.corpora.common import require_text
-from downstream.tasks.heads import Head
+from downstream.corpora.common import require_texts
 from downstream.tasks.lexicon import KNOWN, to_phones
 from upstream.common import DATA, shipped, user_code
 from upstream.common.errors import UserError, near_miss
@@ -32,7 +31,10 @@ from upstream.common.schema import (
     read_yaml,
 )
 from upstream.common.schema import overrides as overrides  # torch is not needed for it
-from upstream.features.codec import Kind
+
+if TYPE_CHECKING:  # a recipe is read without torch, which takes seconds to import
+    from downstream.tasks.heads import Head
+    from upstream.features.codec import Kind
 
 T = TypeVar("T")
 RECIPES = DATA / "recipes"
@@ -167,8 +169,8 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         if not task.admits(named(METRICS, name, f"{path}: metric")):
             fault = f"{name!r} cannot score task {recipe.task!r}"
             raise UserError(f"{path}: metric: {fault}, which has {', '.join(task.metrics)}")
-    if task.head or recipe.head:
-        recipe.head_constructor()
+    if recipe.head or (task.head and not HEADS.is_unloaded(task.head)):
+        recipe.head_constructor()  # with the options, of which the project's heads need none
     if bool(task.head) != bool(recipe.train):
         fault = "is missing" if task.head else f"nothing is trained in task {recipe.task!r}"
         raise UserError(f"{path}: train: {fault}")
@@ -227,8 +229,7 @@ def read_corpus(
     found = list(reader(root, **options, **given))
     if not found:
         raise UserError(f"{where}: no utterances in {root}")
-    for example in found:
-        require_text(f"{example.id}{example.speaker}{example.target}{example.group}", example.path)
+    require_texts(found)
     return found
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import soundfile
-import torch
-from torch import Tensor
 
-from upstream import dsp, mpeg
+from upstream import mpeg
 from upstream.audio_length import wrong_length
-from upstream.base import SAMPLE_RATE
 from upstream.common import disk
 from upstream.common.errors import UserError
+
+if TYPE_CHECKING:  # headers are read without torch, which takes seconds to import
+    from torch import Tensor
 
 OVERSHOOT = 0.5  # seconds; segment lists are often rounded up a little past the end of the file
 DENSEST = 8192  # samples per byte: more than any codec makes of silence
@@ -44,6 +44,11 @@ def load(
     it, and for a part or a channel that the file does not have. An utterance of a few milliseconds
     is legal audio.
     """
+    import torch
+
+    from upstream import dsp
+    from upstream.base import SAMPLE_RATE
+
     samples, rate = read(path, start, end)
     if channel is None:
         wav = samples.mean(1)
@@ -69,6 +74,8 @@ def read(
     path: str | Path, start: float | None = None, end: float | None = None
 ) -> tuple[Tensor, int]:
     """Samples [N, channels] float32 as they are in the file, and its rate. Raises UserError."""
+    import torch
+
     with _open(path) as file:
         first, last = _part(path, file.frames, file.samplerate, start, end)
         blocks: list[Tensor] = []
@@ -124,6 +131,8 @@ def _require_channel(path: str | Path, channels: int, channel: int) -> None:
 
 def pad(wavs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """[N_i] each -> zero-padded [B, N] and their lengths [B] in samples."""
+    import torch
+
     lens = torch.tensor([len(wav) for wav in wavs])
     return torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True), lens
 

@@ -31,6 +31,16 @@ def require_folder(path: Path, option: str) -> Path:
     return path
 
 
+def require_texts(examples: Sequence[Example]) -> None:
+    """`require_text` of what the examples say."""
+    texts = [f"{e.id}{e.speaker}{e.target}{e.group}" for e in examples]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        for text, example in zip(texts, examples):
+            require_text(text, example.path)
+
+
 def require_text(text: str, path: str) -> None:
     """Raises UserError for text that cannot be written as UTF-8, as the bytes of a file's name."""
     try:
@@ -61,8 +71,12 @@ def absent(paths: Sequence[str]) -> list[int]:
         except (OSError, ValueError):  # no such folder, or no name of one
             return frozenset()
 
-    pairs = enumerate(map(os.path.split, paths))
-    return [index for index, (folder, name) in pairs if name not in names(folder)]
+    gone = []
+    for index, path in enumerate(paths):
+        folder, slash, name = path.rpartition("/")
+        if name not in names(folder + slash):
+            gone.append(index)
+    return gone
 
 
 def complete(

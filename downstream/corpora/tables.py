@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections import Counter
@@ -48,10 +49,13 @@ def read(
     rows = dict(lines)
     if not rows:
         raise UserError(f"{source}: holds no rows")
-    columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows.values())))
     # a JSON object may leave a column out: the same as an empty cell
-    blank = dict.fromkeys(columns, "")
-    return columns, [Row(str(source), line, blank | cells) for line, cells in rows.items()]
+    blank, name = dict.fromkeys(columns, ""), str(source)
+    return columns, [
+        Row(name, line, cells if len(cells) == len(blank) else blank | cells)
+        for line, cells in rows.items()
+    ]
 
 
 def text_of(value: Any) -> str:
@@ -76,17 +80,18 @@ def _delimited(source: Path, text: str, **style: Any) -> Iterator[tuple[int, dic
     header: list[str] = []
     try:
         for record in records:
-            cells, where = [cell.strip() for cell in record], f"{source}:{records.line_num}"
+            cells = [cell.strip() for cell in record]
             if not any(cells):
                 continue
             if not header:
                 header = cells
                 for name, count in Counter(header).items():
                     if count > 1:
-                        raise UserError(f"{where}: two columns are named {name!r}")
+                        fault = f"two columns are named {name!r}"
+                        raise UserError(f"{source}:{records.line_num}: {fault}")
             elif len(cells) != len(header):
                 fault = f"{len(cells)} fields, but the header has {len(header)} columns"
-                raise UserError(f"{where}: {fault}")
+                raise UserError(f"{source}:{records.line_num}: {fault}")
             else:
                 yield records.line_num, dict(zip(header, cells))
     except csv.Error as error:

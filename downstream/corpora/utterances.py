@@ -63,17 +63,14 @@ def utterances(
     listed: list[Utterance] = []
     ids: dict[str, Row] = {}
     splits: dict[str, str] = {}  # as cells say it -> its own name
-    filled = use.filled
-    for row in rows:
+    filled, home = use.filled, f"{folder}/" if folder.parts else ""
+    only = use.target[0] if len(use.target) == 1 and not use.tags else None
+    for row in rows:  # of which there may be a million: no call that most rows do not need
         cells, where = row.cells, row.where
         for name in filled:
-            if not cells[name]:
-                raise UserError(f"{where}: {name!r} is empty; fill it in or drop the row")
-            if cells[name] in MISSING:
-                fault = f"{name!r} is {cells[name]!r}, which pandas writes for nothing"
-                raise UserError(
-                    f"{where}: {fault}; fill it in or drop the row (or write NAN if it is a word)"
-                )
+            cell = cells[name]
+            if not cell or cell in MISSING:
+                _require_filled(row, name)
         first = _time(row, use.start) if use.start else None
         last = _time(row, use.end) if use.end else None
         if last is not None and last <= (first or 0.0):
@@ -93,25 +90,36 @@ def utterances(
         ids[name] = row
         example = Example(
             id=name,
-            path=_joined(folder, path),
+            path=home + path if home and _is_plain(path) else str(folder / path),
             start=first,
             end=last,
-            target=_target(row, use),
+            target=cells[only] if only else _target(row, use),
             speaker=cells[use.speaker] if use.speaker else name,
             split=_split(cells[use.split], where, splits) if use.split else "",
             group=cells[use.group] if use.group else "",
             channel=channel,
         )
         listed.append(Utterance(example, where, path))
-    if len({example.split.startswith("fold") for example, _, _ in listed}) == 2:
+    if len({split.startswith("fold") for split in splits.values()}) == 2:
         raise UserError(f"{source}: the splits are partly folds and partly train, dev and test")
     return listed
 
 
-def _joined(folder: Path, path: str) -> str:
-    """`folder / path`, of whose kind a large table has many."""
-    plain = path[0] != "/" and path[-1] not in "/." and "./" not in path and "//" not in path
-    return f"{folder}/{path}" if plain and folder.parts else str(folder / path)
+def _require_filled(row: Row, name: str) -> None:
+    """Raises UserError for a cell that says nothing."""
+    cell = row.cells[name]
+    if not cell:
+        raise UserError(f"{row.where}: {name!r} is empty; fill it in or drop the row")
+    if cell in MISSING:
+        fault = f"{name!r} is {cell!r}, which pandas writes for nothing"
+        raise UserError(
+            f"{row.where}: {fault}; fill it in or drop the row (or write NAN if it is a word)"
+        )
+
+
+def _is_plain(path: str) -> bool:
+    """Whether pathlib would join it to a folder as it is written."""
+    return path[0] != "/" and path[-1] not in "/." and "./" not in path and "//" not in path
 
 
 def of_splits(listed: Mapping[str, Sequence[Utterance]]) -> list[Utterance]:

@@ -5,6 +5,7 @@ A doubt is a line that goes with every score of the recipe (score.json, the page
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from downstream.base import HEADS, Example, Labels, Task, listing
-from downstream.tasks.heads import CTC
 from downstream.tasks.segments import require_inside
 from upstream import audio
 from upstream.common import disk
@@ -160,13 +160,12 @@ def _sample(clips: Sequence[Clip]) -> dict[str, Clip]:
     chosen: dict[str, Clip] = {}
     averaged = {clip.key: clip for clip in clips if clip.channels > 1 and clip.channel is None}
     for members in (averaged, {clip.key: clip for clip in clips}):
-        left, seconds = MEASURED, 0.0
-        for key in sorted(members):
-            if not left or seconds > 60 * MINUTES:
+        seconds = 0.0
+        for key in heapq.nsmallest(MEASURED, members):
+            if seconds > 60 * MINUTES:
                 break
             chosen[key] = members[key]
             seconds += min(LONGEST, members[key].seconds)
-            left -= 1
     return chosen
 
 
@@ -191,11 +190,12 @@ def doubtful_targets(prepared: Prepared) -> list[str]:
     for split, part in itertools.product(prepared.splits.values(), ("train", "dev", "test")):
         doubts += task.doubts([items[i] for i in split[part]])
     labels = prepared.labels(next(iter(prepared.splits)))
-    missing = [
-        item
-        for item in items
-        if item.target.lower() in NOTHING and labels.split(item.target) == [item.target]
-    ]
+    nothing = {
+        target
+        for target in set(prepared.targets)
+        if target.lower() in NOTHING and labels.split(target) == [target]
+    }
+    missing = [item for item in items if item.target in nothing]
     if missing:
         counts = Counter(item.target for item in missing)
         found = ", ".join(f"{target!r} ({count})" for target, count in counts.items())
@@ -209,6 +209,10 @@ def doubtful_targets(prepared: Prepared) -> list[str]:
 def _too_long(prepared: Prepared, labels: Labels) -> list[str]:
     """Targets that have more symbols than their audio has frames, if CTC is to align them."""
     recipe = prepared.recipe
+    if recipe.kind_of_task().features == "mean":
+        return []
+    from downstream.tasks.heads import CTC
+
     name = recipe.head.get("name", recipe.kind_of_task().head)
     head: Callable[..., object] | None = HEADS.named(name) if name else None
     if not (isinstance(head, type) and issubclass(head, CTC)):

@@ -13,7 +13,7 @@ from pathlib import Path
 from downstream.base import AND, Item
 from downstream.recipe import Recipe
 from downstream.run import data_checks
-from downstream.run.prepare import Prepared, prepare
+from downstream.run.prepare import Prepared, prepare, without_collection
 from upstream.common import user_code
 from upstream.features.clips import Clip, Heard
 
@@ -91,6 +91,11 @@ def data_sheet(recipe: Recipe, results: Path) -> DataSheet:
 
     Raises UserError for a corpus that cannot be used.
     """
+    with without_collection():
+        return _data_sheet(recipe, results)
+
+
+def _data_sheet(recipe: Recipe, results: Path) -> DataSheet:
     prepared = prepare(recipe, results)
     if recipe.crop:
         prepared = prepare(dataclasses.replace(recipe, crop=None), results)
@@ -100,23 +105,29 @@ def data_sheet(recipe: Recipe, results: Path) -> DataSheet:
     audio: dict[str, int] = {}
     for fold, split in prepared.splits.items():
         named = {f"{fold} {part}".strip(): split[part] for part in PARTS}
+        names = {name: _speakers(prepared, indices) for name, indices in named.items()}
+        heard = {name: Heard(prepared.clips[i].key for i in part) for name, part in named.items()}
         for name, indices in named.items():
-            splits[name] = _split(prepared, fold, indices, levels)
-        for (one, first), (two, second) in itertools.combinations(named.items(), 2):
-            both = _speakers(prepared, first) & _speakers(prepared, second)
-            heard = Heard(prepared.clips[i].key for i in first)
-            speakers[f"{one}, {two}"] = len(both)
-            audio[f"{one}, {two}"] = sum(heard.shares(prepared.clips[i]) for i in second)
+            splits[name] = _split(prepared, fold, indices, names[name], levels)
+        for one, two in itertools.combinations(named, 2):
+            speakers[f"{one}, {two}"] = len(names[one] & names[two])
+            shared = (heard[one].shares(prepared.clips[i]) for i in named[two])
+            audio[f"{one}, {two}"] = sum(shared)
     return DataSheet(recipe.path, splits, speakers, audio, _code(recipe), prepared.warnings)
 
 
 def _split(
-    prepared: Prepared, fold: str, indices: Sequence[int], levels: dict[str, data_checks.Level]
+    prepared: Prepared,
+    fold: str,
+    indices: Sequence[int],
+    speakers: set[str],
+    levels: dict[str, data_checks.Level],
 ) -> SplitSheet:
     items: list[Item] = [prepared.items[i] for i in indices]
     clips: list[Clip] = [prepared.clips[i] for i in indices]
-    by_length = sorted(zip((clip.seconds for clip in clips), (item.id for item in items)))
-    ends = [(name, round(seconds, 4)) for seconds, name in (by_length[:1] + by_length[-1:])]
+    lengths = [(clip.seconds, item.id) for clip, item in zip(clips, items)]
+    extremes = (min(lengths), max(lengths)) if lengths else ()
+    ends = [(name, round(seconds, 4)) for seconds, name in extremes]
     measured = [levels[clip.key] for clip in clips if clip.key in levels]
     single = prepared.recipe.kind_of_task().features == "mean"
     labels = prepared.labels(fold)
@@ -125,7 +136,7 @@ def _split(
     return SplitSheet(
         utterances=len(items),
         hours=round(sum(clip.seconds for clip in clips) / 3600, 4),
-        speakers=len(_speakers(prepared, indices)),
+        speakers=len(speakers),
         labels=dict(Counter(item.target for item in items).most_common()) if single else {},
         shortest=ends[0] if ends else None,
         longest=ends[-1] if ends else None,
@@ -140,7 +151,8 @@ def _split(
 def _speakers(prepared: Prepared, indices: Sequence[int]) -> set[str]:
     """Those that are named: an utterance without one counts as a speaker of its own."""
     items = (prepared.items[i] for i in indices)
-    return {name for item in items if item.speaker != item.id for name in item.speaker.split(AND)}
+    named = {item.speaker for item in items if item.speaker != item.id}
+    return {name for speaker in named for name in speaker.split(AND)}
 
 
 def _channels(clip: Clip) -> str:

@@ -16,19 +16,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from downstream.base import Example, Item, Labels, Task
 from downstream.recipe import Crop, Recipe, examples
 from downstream.run import data_checks
-from downstream.run.window import Blocks
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.schema import build
 from upstream.features import clips as audiofiles
 from upstream.features.clips import Clip
-from upstream.features.extract import Kind
+
+if TYPE_CHECKING:  # a corpus is read without torch, which takes seconds to import
+    from downstream.run.window import Blocks
+    from upstream.features.codec import Kind
 
 ONE_WORD, LONG_WORD = 0.9, 7  # share of the targets, characters: more is no text of words
 Split = dict[str, list[int]]  # train, dev, test -> indices of items and clips
@@ -92,7 +93,11 @@ class Prepared:
     def blocks(self) -> Blocks | None:
         """Of the training set, if the recipe has a window (and so no folds)."""
         minutes, (split, *_) = self.recipe.window, self.splits.values()
-        return Blocks(self.clips, split["train"], minutes, self.windows) if minutes else None
+        if not minutes:
+            return None
+        from downstream.run.window import Blocks
+
+        return Blocks(self.clips, split["train"], minutes, self.windows)
 
     @cached_property
     def sharing(self) -> str:
@@ -150,12 +155,12 @@ def prepare(recipe: Recipe, results: Path) -> Prepared:
     train and test share, and what else `data_checks` finds. Raises UserError for a corpus that
     cannot be used.
     """
-    with _without_collection():
+    with without_collection():
         return _prepare(recipe, results)
 
 
 @contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
+def without_collection() -> Iterator[None]:
     """No garbage is collected in the block: among a million new tuples the search is in vain."""
     enabled = gc.isenabled()
     gc.disable()
@@ -236,7 +241,8 @@ def _say(line: str) -> None:
 
 
 def _of(corpus: Sequence[Example], part: str) -> list[int]:
-    return [i for i, e in enumerate(corpus) if part in e.split.split()]
+    having = {split for split in {e.split for e in corpus} if part in split.split()}
+    return [i for i, e in enumerate(corpus) if e.split in having]
 
 
 def folds(corpus: Sequence[Example]) -> dict[str, Split]:
@@ -245,6 +251,8 @@ def folds(corpus: Sequence[Example]) -> dict[str, Split]:
     The random 80/20 split is drawn with seed 0 in every fold, as in s3prl's downstream/emotion
     (speakers overlap).
     """
+    import torch
+
     splits = {}
     for fold in sorted({e.split for e in corpus}):
         pool = [i for i, e in enumerate(corpus) if e.split != fold]
@@ -262,6 +270,8 @@ def _cropped(
 
     Whole, such an utterance stays only where a split selects or tests on it.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(crop.seed)
     whole = {i for split in splits.values() for part in ("dev", "test") for i in split[part]}
     training = {i for split in splits.values() for i in split["train"]}
@@ -295,10 +305,14 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
         where = prepared.recipe.path
         try:
             labels = prepared.labels(fold)
-            for i in sorted({i for indices in split.values() for i in indices}):
-                where = f"{prepared.recipe.path}: {prepared.items[i].id}"
-                if symbols := labels.unknown(prepared.targets[i]):
-                    unknown[i] = symbols
+            symbols: dict[str, list[str]] = {}  # by target: many are the same label
+            for i in sorted(set(itertools.chain(*split.values()))):
+                target = prepared.targets[i]
+                if target not in symbols:
+                    where = f"{prepared.recipe.path}: {prepared.items[i].id}"
+                    symbols[target] = labels.unknown(target)
+                if symbols[target]:
+                    unknown[i] = symbols[target]
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     counts = Counter(itertools.chain(*unknown.values()))
@@ -315,11 +329,12 @@ def _unknown_symbols(prepared: Prepared) -> list[str]:
 
 def _without_spaces(prepared: Prepared) -> list[str]:
     """A warning where the word error rate would count whole sentences."""
+    if prepared.recipe.kind_of_task().metrics[0] != "wer":
+        return []
     texts = [target for target in prepared.targets if target]
     single = [text for text in texts if " " not in text]
     length = sum(map(len, single)) / max(1, len(single))
-    wer = prepared.recipe.kind_of_task().metrics[0] == "wer"
-    if not wer or len(single) <= ONE_WORD * len(texts) or length < LONG_WORD:
+    if len(single) <= ONE_WORD * len(texts) or length < LONG_WORD:
         return []
     return [
         f"{len(single)} of {len(texts)} targets are one word, of {length:.0f} characters on "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -12,8 +14,12 @@ import yaml
 
 import benchmark
 from downstream import recipe
+from downstream.base import HEADS
 from downstream.run.data_sheet import data_sheet
 from tests.downstream.test_data_checks import TRAIN, labelled, noise, prepared
+from upstream.common import PROJECT
+from upstream.common.errors import UserError
+from upstream.common.schema import bind
 
 
 @pytest.fixture
@@ -90,3 +96,43 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = json.loads(capsys.readouterr().out)
     assert sheet["code"][0] == f"{folder}/mine.py"
     assert sheet["splits"]["test"]["utterances"] == 2
+
+
+@pytest.mark.parametrize("task", ["classify", "sid", "ic"])
+def test_a_corpus_that_is_known_is_checked_without_torch(folder: Path, task: str) -> None:
+    """Importing torch takes longer than looking at a hundred thousand files again."""
+    prepared(folder, task, labelled(), target="label")
+    words = ["check", "--recipe", str(folder / "task.yaml"), "--results", str(folder / "results")]
+    assert benchmark.main(words) == 0
+    code = (
+        "import sys, benchmark\n"
+        "status = benchmark.main(sys.argv[1:])\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'imports {heavy}' if heavy else status)"
+    )
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train labels: a 2, b 2" in done.stdout
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_a_head_of_the_project_needs_no_option(name: str) -> None:
+    """So a recipe that says nothing of its head is read without importing it."""
+    assert bind(HEADS[name], {}, "head", ("layers", "dim", "classes")) is not None
+
+
+def test_a_head_of_a_task_that_does_not_exist_is_told_early(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from downstream.tasks.sid import CLASSIFY\n"
+        "TASK = replace(CLASSIFY, name='mine', head='uterance')\n"
+    )
+    prepared(folder, "classify", labelled(), target="label")
+    content = yaml.safe_load((folder / "task.yaml").read_text())
+    content["task"] = f"{folder / 'mine.py'}:TASK"
+    (folder / "task.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(
+        UserError, match=r"head: name: unknown head 'uterance'; did you mean utterance"
+    ):
+        recipe.load(folder / "task.yaml")

@@ -68,6 +68,10 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
+    def is_unloaded(self, name: str) -> bool:
+        """Whether this is a lazy entry that nobody has asked for."""
+        return isinstance(self._entries.get(name), str)
+
     def about(self, name: str) -> str:
         """One line on what the entry is."""
         return self._about[name]

@@ -16,14 +16,15 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from upstream import audio
 from upstream.common import disk
 from upstream.common.errors import UserError
 from upstream.common.progress import progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX = "files.json"  # its usual name
 QUIET = 2.0  # seconds: two changes this close may leave the same times (NFS, FAT)
@@ -158,7 +159,7 @@ def digest(path: str | Path) -> str:
     content = hashlib.blake2b(digest_size=8)
     disk.require_file(path)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             while block := file.read(1 << 20):
                 content.update(block)
     except OSError as error:
@@ -191,6 +192,9 @@ class _Row(NamedTuple):
     rate: int = 0
 
 
+FIELDS = len(_Row._fields)
+
+
 def _rows(paths: list[str], index: Path) -> dict[str, _Row]:
     """Rows by path. Of two writers of the index the last wins: a lost row is only read again."""
     remembered = _load(index)
@@ -208,7 +212,7 @@ def _rows(paths: list[str], index: Path) -> dict[str, _Row]:
         for path, row in progress(_read_all(unread), "reading audio files", len(unread)):
             rows[path] = row
             # a file in the making could change again and keep its times: it is read again next time
-            if row.stamp == _stamp(path) and time.time() - os.stat(path).st_ctime > QUIET:
+            if row.stamp == _stamp(path) and time.time() - _changed(row.stamp) > QUIET:
                 fresh[_absolute(path)] = row
             if fresh and time.monotonic() - saved > due:
                 begun = time.monotonic()
@@ -264,16 +268,17 @@ def _load(index: Path) -> dict[str, _Row]:
     """Absolute path -> row; nothing where the index is not there or damaged."""
     rows = disk.read_checked(index)
     known = rows.items() if isinstance(rows, dict) else ()
-    fields = len(_Row._fields)  # a later version may have more: what it says of those is not known
-    return {path: _Row(*row[:fields]) for path, row in known if _is_row(row)}
+    # a later version may have more fields: what it says of those is not known
+    return {path: _Row(*row[:FIELDS]) for path, row in known if _is_row(row)}
 
 
 def _is_row(row: Any) -> bool:
     """Whether the index may hold it: nobody but this program writes there, says the folder."""
-    if not isinstance(row, list) or tuple(map(type, row[: len(_Row._fields)])) not in ROW_TYPES:
+    if not isinstance(row, list) or tuple(map(type, row[:FIELDS])) not in ROW_TYPES:
         return False
-    are_sizes = 0 <= row[1] < math.inf and min(row[3:5], default=0) >= 0
-    return are_sizes and bool(DIGEST.fullmatch(row[2]))
+    if len(row) >= FIELDS and (row[3] < 0 or row[4] < 0):
+        return False
+    return 0 <= row[1] < math.inf and DIGEST.fullmatch(row[2]) is not None
 
 
 def _read(path: str) -> _Row:
@@ -288,3 +293,8 @@ def _stamp(path: str) -> str:
     except (OSError, ValueError):
         return ""  # audio.py knows what to say
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+
+
+def _changed(stamp: str) -> float:
+    """When the file of a `_stamp` last changed, in seconds as time.time(); gone: just now."""
+    return int(stamp.split()[2]) / 1e9 if stamp else math.inf

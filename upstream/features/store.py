@@ -77,15 +77,17 @@ class Kept:
         if self.values is not None:
             return self.values[:, chosen], lens
         counts = [1] * len(lens) if self.mean else lens.tolist()
-        x = np.zeros((self.layers, len(counts), max(counts), self.dim), np.float32)
+        # NumPy asks for large pages, PyTorch does not: small ones take as long as the copying
+        zeros = np.zeros((self.layers, len(counts), max(counts), self.dim), np.float32)
+        x = torch.from_numpy(zeros)
         for row, (index, n) in enumerate(zip(indices, counts)):
-            arrays = self._read(index, n)
-            # converts into place, without a float32 copy
-            kept = arrays["rows"].reshape(n, self.layers, self.dim).transpose(1, 0, 2)
-            np.copyto(x[:, row, :n], kept)
+            arrays = {name: torch.from_numpy(array) for name, array in self._read(index, n).items()}
+            place = x[:, row, :n]
+            # converts into place, without a float32 copy, and several times faster than NumPy
+            place.copy_(arrays["rows"].view(n, self.layers, self.dim).transpose(0, 1))
             if "scales" in arrays:
-                x[:, row, :n] *= arrays["scales"].T[:, :, None]
-        return torch.from_numpy(x[:, :, 0] if self.mean else x), lens
+                place *= arrays["scales"].T[:, :, None]
+        return x[:, :, 0] if self.mean else x, lens
 
     def rows(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """What is kept of them, as it is kept, for a device to decode: [B, T, L, ...], lens [B].
