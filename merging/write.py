@@ -37,7 +37,7 @@ from upstream.common.errors import UserError
 from upstream.common.text import portable
 from upstream.encoder.encoder import Encoder
 from upstream.encoder.export import export as export_encoder
-from upstream.encoder.export import require_same
+from upstream.encoder.export import require_fingerprint
 from upstream.resolve import parse
 
 RECORD = "merge.json"  # a folder that has it is finished
@@ -106,7 +106,7 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
         if form == "hf":
             export.to_folder(base, output, _hashed(stream, digest))
             state: Weights = files.load(output / export.WEIGHTS)[0]
-            _require_written(base, state, output, digest.text())
+            require_fingerprint(base, digest.text(), output)
         else:
             state = dict(_hashed(stream, digest))
             merged = Encoder(checkpoint(base, state), base.padding, base.precision)
@@ -126,15 +126,6 @@ def write_merge(merge: Merge, output: Path, form: str = "hf") -> Written:
         **cost(time.monotonic() - begun, peak_bytes(), state),
     }
     return _finish(merge.plan, merge.recipe, output, form, report, facts)
-
-
-def _require_written(base: Encoder, state: Weights, output: Path, digest: str) -> None:
-    """Raises UserError unless the folder reads back as the encoder that was merged."""
-    merged = Encoder(checkpoint(base, state), base.padding, base.precision)
-    again = require_same(merged, output).fingerprint()
-    if again != digest:  # what is on disk is not what was handed to it
-        disk.remove_file(output / export.WEIGHTS)
-        raise UserError(f"{output}: reads back as {again}, not {digest}; check the disk")
 
 
 def _hashed(tensors: Iterator[tuple[str, Tensor]], digest: Digest) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -52,9 +52,8 @@ def require_same(expected: Encoder, path: Path, name: Path | None = None) -> Enc
     and the hidden states of a second of noise. `name`: what to call the file. Raises UserError for
     any difference, after the weights of a folder are removed.
     """
-    options: Any = {"padding": expected.padding, "precision": expected.precision}
-    again = load(path, name=str(name or path), **options)
-    faults = [f"{key} is {theirs}, not {ours}" for key, ours, theirs in _facts(expected, again)]
+    again = _loaded(expected, path, name)
+    faults = _facts(expected, again)
     ours, theirs = (dict(model.model.state_dict()) for model in (expected, again))
     if MASK not in ours:
         theirs.pop(MASK, None)  # fairseq's classes hold one, which is zero then
@@ -68,25 +67,50 @@ def require_same(expected: Encoder, path: Path, name: Path | None = None) -> Enc
     if not faults and not torch.equal(_states(expected.cpu()), _states(again)):
         faults = ["its hidden states are others"]
     if faults:
-        if path.is_dir():
-            disk.remove_file(path / WEIGHTS)
-        listed = "; ".join(faults[:3])
-        raise UserError(
-            f"{name or path}: what was written reads back as another model ({listed}) and was "
-            "removed; choose an empty place or another format"
-        )
+        _refuse(faults, path, name)
     return again
 
 
-def _facts(first: Encoder, second: Encoder) -> list[tuple[str, object, object]]:
-    """(field, its value in the first, in the second) of what differs."""
+def require_fingerprint(expected: Encoder, fingerprint: str, folder: Path) -> None:
+    """`require_same` for tensors that were hashed on their way to the folder: no second reading.
+
+    `expected` has the same config; the fingerprint is over names and values of all tensors. Raises
+    UserError for any difference, after the weights are removed.
+    """
+    again = _loaded(expected, folder, None)
+    if faults := _facts(expected, again):
+        _refuse(faults, folder, None)
+    found = again.fingerprint()
+    if found != fingerprint:  # what is on disk is not what was handed to it
+        disk.remove_file(folder / WEIGHTS)
+        raise UserError(f"{folder}: reads back as {found}, not {fingerprint}; check the disk")
+
+
+def _loaded(expected: Encoder, path: Path, name: Path | None) -> Encoder:
+    options: Any = {"padding": expected.padding, "precision": expected.precision}
+    return load(path, name=str(name or path), **options)
+
+
+def _refuse(faults: list[str], path: Path, name: Path | None) -> NoReturn:
+    """Remove the weights of a folder and raise UserError."""
+    if path.is_dir():
+        disk.remove_file(path / WEIGHTS)
+    listed = "; ".join(faults[:3])
+    raise UserError(
+        f"{name or path}: what was written reads back as another model ({listed}) and was "
+        "removed; choose an empty place or another format"
+    )
+
+
+def _facts(first: Encoder, second: Encoder) -> list[str]:
+    """What of family, config and normalisation differs, and how."""
     pairs: list[tuple[str, object, object]] = [
         (key, getattr(first.config, key), getattr(second.config, key))
         for key in FIELDS
         if key != "given"
     ]
     pairs += [(key, getattr(first, key), getattr(second, key)) for key in ("family", "normalize")]
-    return [pair for pair in pairs if pair[1] != pair[2]]
+    return [f"{key} is {theirs}, not {ours}" for key, ours, theirs in pairs if ours != theirs]
 
 
 def _states(encoder: Encoder) -> Tensor:
