@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -196,6 +197,14 @@ def test_a_plan_tells_what_is_kept_what_is_first_built_and_what_would_be_found(
     jobs.run(survey([request], tasks, 1, how), how)
     plan = describe([request], {}, tasks, 1, how).splitlines()
     assert all("1 kept" in line and line.endswith(" 0 s") for line in plan[1:3])
+    assert "not known before a first result" in plan[-1], "two speakers are too few"
+    for path in how.results.rglob("predictions.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(
+            json.dumps(line | {"speaker": f"s{number % 6}"}) + "\n"
+            for number, line in enumerate(lines)
+        ))  # fmt: skip
+    plan = describe([request], {}, tasks, 1, how).splitlines()
     assert "found in 4 of 5 cases: " in plan[-1] and "(word)" in plan[-1]
 
 
