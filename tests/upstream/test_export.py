@@ -20,7 +20,7 @@ from upstream.checkpoints.read import Checkpoint
 from upstream.common.errors import UserError
 from upstream.encoder.config import FAMILIES, Config
 from upstream.encoder.encoder import FIELDS, Encoder, load
-from upstream.encoder.export import export, require_same
+from upstream.encoder.export import export, require_fingerprint, require_same
 from upstream.encoder.transformer import Model
 
 CONVERTED = ["hubert", "wav2vec2", "wavlm", "data2vec-audio"]
@@ -168,6 +168,31 @@ def test_what_reads_back_otherwise_is_named(tmp_path: Path) -> None:
     (out / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"layer_norm_eps is 0.001, not 1e-05"):
         require_same(encoder, out)
+
+
+def test_a_fingerprint_stands_for_every_tensor(tmp_path: Path) -> None:
+    """As after a merge: the tensors were hashed on their way to the disk."""
+    encoder, out = tiny.encoder(tmp_path), tmp_path / "out"
+    fingerprint = encoder.fingerprint()
+    export(encoder, "hf", out)
+    require_fingerprint(encoder, fingerprint, out)
+    weights, config = (out / "model.safetensors", out / "config.json")
+    whole, settings = weights.read_bytes(), config.read_text()
+
+    def refused(fault: str) -> None:
+        with pytest.raises(UserError, match=fault):
+            require_fingerprint(encoder, fingerprint, out)
+        assert not weights.exists()
+        weights.write_bytes(whole)
+        config.write_text(settings)
+
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(f"reads back as [0-9a-f]{{12}}, not {fingerprint}; check the disk")
+    config.write_text(json.dumps(json.loads(settings) | {"layer_norm_eps": 1e-3}))
+    refused(r"layer_norm_eps is 0.001, not 1e-05\) and was removed")
+    (out / "preprocessor_config.json").unlink()
+    (out / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    refused(r"normalize is True, not False")
 
 
 def test_a_disk_that_loses_a_bit_is_noticed(
