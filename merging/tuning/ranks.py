@@ -7,6 +7,7 @@ first process alone scores dev and writes.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from upstream.common.errors import UserError
 from upstream.common.progress import silent
+from upstream.common.stop import end_now
 
 T = TypeVar("T")
 ENVIRONMENT = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}  # torchrun's, and without it
@@ -142,5 +144,10 @@ def joined() -> Iterator[Ranks]:
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(silent())
-        yield Ranks(rank, world)
+        try:
+            yield Ranks(rank, world)
+        except UserError:
+            # gloo's threads may abort a process that is taken apart while a peer is gone
+            atexit.register(end_now, 2)
+            raise
     dist.destroy_process_group()  # not after an error: NCCL would wait for the others

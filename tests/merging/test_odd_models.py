@@ -24,6 +24,7 @@ State = dict[str, Tensor]
 def rewrite(folder: Path, change: Callable[[State], State]) -> None:
     weights = folder / "model.safetensors"
     state = {n: t.contiguous().clone() for n, t in change(_load(weights)).items()}
+    weights.unlink()  # a loaded encoder may still read the old file
     safetensors.torch.save_file(state, weights, {"format": "pt"})
 
 

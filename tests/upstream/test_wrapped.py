@@ -39,6 +39,7 @@ def rewrite(folder: Path, change: Callable[[State], State]) -> None:
     weights = folder / "model.safetensors"
     state = change(safetensors.torch.load_file(weights))
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    weights.unlink()  # a loaded encoder may still read the old file
     safetensors.torch.save_file(state, weights, {"format": "pt"})
 
 
