@@ -13,6 +13,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from tests.optional import required
 from upstream import resolve
 from upstream.checkpoints import containers as container
 from upstream.checkpoints import tensor_files as files
@@ -135,6 +136,7 @@ def test_what_fairseq_has_no_setting_for(field: str, value: Any, form: str, tmp_
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
 def test_equal_widths_are_the_same_function_in_s3prl(variant: str, tmp_path: Path) -> None:
     """s3prl's own expert loads it strictly and hears what we do."""
+    required("s3prl.upstream.hubert.expert")
     encoder = load(tiny.hf_folder(tmp_path, variant, conv_dim=[16] * 6 + [32]), padding="s3prl")
     path = export(encoder, "s3prl", tmp_path / "out.pt")
     wave = torch.stack(tiny.noise(6400))
