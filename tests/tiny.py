@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import transformers
 from torch import Tensor, nn
@@ -80,3 +82,12 @@ def noise(*lengths: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     waves = [torch.randn(n + 8, generator=generator).unfold(0, 9, 1).mean(1) for n in lengths]
     return [0.3 * wave + 0.01 for wave in waves]
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Replace the weights of an HF folder by what `change` makes of them."""
+    weights = folder / "model.safetensors"
+    state = change(safetensors.torch.load_file(weights))
+    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    weights.unlink()  # a loaded encoder may still read the old file
+    safetensors.torch.save_file(state, weights, {"format": "pt"})

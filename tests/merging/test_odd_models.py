@@ -21,13 +21,6 @@ from upstream.encoder.encoder import load
 State = dict[str, Tensor]
 
 
-def rewrite(folder: Path, change: Callable[[State], State]) -> None:
-    weights = folder / "model.safetensors"
-    state = {n: t.contiguous().clone() for n, t in change(_load(weights)).items()}
-    weights.unlink()  # a loaded encoder may still read the old file
-    safetensors.torch.save_file(state, weights, {"format": "pt"})
-
-
 def _load(path: Path) -> State:
     state: State = safetensors.torch.load_file(path)
     return state
@@ -37,7 +30,7 @@ def pair(folder: Path, variant: str = "hubert") -> tuple[Path, Path]:
     """A base, and what a light fine-tuning made of it."""
     base = tiny.hf_folder(folder / "base", variant)
     tuned = tiny.hf_folder(folder / "tuned", variant)
-    rewrite(tuned, lambda state: {n: t + 0.01 * t.abs().mean() for n, t in state.items()})
+    tiny.rewrite(tuned, lambda state: {n: t + 0.01 * t.abs().mean() for n, t in state.items()})
     return base, tuned
 
 
@@ -64,7 +57,7 @@ def test_what_no_forward_needs_may_be_absent(
 ) -> None:
     base, tuned = pair(tmp_path)
     whole = load(merged(base, tuned, tmp_path / "whole")).model.state_dict()
-    rewrite(base if side == "base" else tuned, change)
+    tiny.rewrite(base if side == "base" else tuned, change)
     state = load(merged(base, tuned, tmp_path / "out", form)).model.state_dict()
     ours = load(base).model.state_dict()
     assert state.keys() == ours.keys(), "the base's tensors are the merge's"
@@ -77,7 +70,7 @@ def test_what_no_forward_needs_may_be_absent(
 def test_heads_of_other_sizes_stay_the_bases(tmp_path: Path) -> None:
     base, tuned = pair(tmp_path)
     for folder, size in ((base, 5), (tuned, 7)):
-        rewrite(folder, lambda s, size=size: {**s, "lm_head.weight": torch.ones(size, 32)})  # type: ignore[misc]
+        tiny.rewrite(folder, lambda s, size=size: {**s, "lm_head.weight": torch.ones(size, 32)})  # type: ignore[misc]
     merged(base, tuned, tmp_path / "out", "same")
     assert _load(tmp_path / "out" / "model.safetensors")["lm_head.weight"].shape == (5, 32)
 
@@ -93,8 +86,8 @@ def test_folded_weight_norm_is_merged(form: str, tmp_path: Path) -> None:
         return {**state, kernel: whole}
 
     plain = load(merged(base, tuned, tmp_path / "plain"))
-    rewrite(base, folded)
-    rewrite(tuned, folded)
+    tiny.rewrite(base, folded)
+    tiny.rewrite(tuned, folded)
     out = load(merged(base, tuned, tmp_path / "out", form))
     assert (kernel in _load(tmp_path / "out" / "model.safetensors")) is (form == "same")
     positions = [model.model.encoder.pos_conv_embed.conv.weight for model in (plain, out)]

@@ -35,14 +35,6 @@ def refused(path: Path) -> str:
     return str(error.value)
 
 
-def rewrite(folder: Path, change: Callable[[State], State]) -> None:
-    weights = folder / "model.safetensors"
-    state = change(safetensors.torch.load_file(weights))
-    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    weights.unlink()  # a loaded encoder may still read the old file
-    safetensors.torch.save_file(state, weights, {"format": "pt"})
-
-
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -62,7 +54,7 @@ def test_names_with_wrappers(old: str, new: str, tmp_path: Path) -> None:
     def wrap(state: State) -> State:
         return {n.replace(old, new) if old else new + n: t for n, t in state.items()}
 
-    rewrite(folder, wrap)
+    tiny.rewrite(folder, wrap)
     assert load(folder).fingerprint() == fingerprint
     container.write(folder, container.open_container(folder).state, tmp_path / "again")
     again, before = (container.open_container(at).tensors for at in (tmp_path / "again", folder))
@@ -78,7 +70,7 @@ def test_real_wrappers(tmp_path: Path) -> None:
     model: Any = tiny.model("hubert")
     model.encoder.layers = nn.ModuleList(checkpoint_wrapper(e) for e in model.encoder.layers)
     compiled = torch.compile(nn.DataParallel(model))
-    rewrite(folder, lambda _: compiled.state_dict())
+    tiny.rewrite(folder, lambda _: compiled.state_dict())
     assert any("_orig_mod.module." in name for name in container.open_container(folder).tensors)
     assert load(folder).fingerprint() == fingerprint
 
@@ -89,7 +81,9 @@ def test_folded_weight_norm(half: bool, tmp_path: Path) -> None:
     encoder = load(folder)
     model: Any = tiny.model("hubert")
     nn.utils.parametrize.remove_parametrizations(model.encoder.pos_conv_embed.conv, "weight")
-    rewrite(folder, lambda _: {n: t.half() if half else t for n, t in model.state_dict().items()})
+    tiny.rewrite(
+        folder, lambda _: {n: t.half() if half else t for n, t in model.state_dict().items()}
+    )
     folded = load(folder)
     wave = pad(tiny.noise(4000))
     with torch.inference_mode():
@@ -135,23 +129,25 @@ NEEDLESS = ["lm_head.weight", "final_proj.weight", "label_embs_concat", "quantiz
 @pytest.mark.parametrize("variant", ["hubert", "wav2vec2", "wavlm", "data2vec"])
 def test_what_no_forward_needs(variant: str, tmp_path: Path) -> None:
     folder = tiny.hf_folder(tmp_path, variant)
-    rewrite(folder, lambda state: {n: t for n, t in state.items() if n != MASK})
+    tiny.rewrite(folder, lambda state: {n: t for n, t in state.items() if n != MASK})
     bare = load(folder).fingerprint()
     heads = {name: torch.ones(3) for name in NEEDLESS}
-    rewrite(folder, lambda state: {**state, **heads})
+    tiny.rewrite(folder, lambda state: {**state, **heads})
     assert load(folder).fingerprint() == bare
     for mask in (torch.full((32,), float("nan")), torch.ones(32, dtype=torch.int64)):
-        rewrite(folder, lambda state, mask=mask: {**state, MASK: mask})  # type: ignore[misc]
+        tiny.rewrite(folder, lambda state, mask=mask: {**state, MASK: mask})  # type: ignore[misc]
         assert load(folder).fingerprint() == bare, "an embedding that is none is left out"
 
 
 def test_the_embedding_of_masked_frames_under_its_other_name(tmp_path: Path) -> None:
     folder = tiny.hf_folder(tmp_path)
     fingerprint = load(folder).fingerprint()
-    rewrite(folder, lambda state: {**state, "mask_time_emb_vector": torch.ones(32)})
+    tiny.rewrite(folder, lambda state: {**state, "mask_time_emb_vector": torch.ones(32)})
     assert load(folder).fingerprint() == fingerprint, "under both: transformers' own name counts"
     swap = {MASK: "mask_time_emb_vector"}
-    rewrite(folder, lambda s: {swap.get(n, n): t for n, t in s.items() if n not in swap.values()})
+    tiny.rewrite(
+        folder, lambda s: {swap.get(n, n): t for n, t in s.items() if n not in swap.values()}
+    )
     assert load(folder).fingerprint() == fingerprint
 
 
@@ -207,7 +203,7 @@ def test_quantised_weights_are_no_numbers(
     kind: str, change: Callable[[State], State], tmp_path: Path
 ) -> None:
     folder = tiny.hf_folder(tmp_path)
-    rewrite(folder, change)
+    tiny.rewrite(folder, change)
     message = refused(folder)
     assert "quantised" in message
     assert kind in message
@@ -317,18 +313,18 @@ def test_adapters(tmp_path: Path) -> None:
         layer |= {f"{inner}.{key}.default.weight": t for key, t in pair.items()}
         return {f"base_model.model.{name}": t for name, t in {**state, **layer}.items()}
 
-    rewrite(folder, whole)
+    tiny.rewrite(folder, whole)
     assert "not merged yet" in refused(folder)
 
 
 def test_zero_stage_3_leaves_empty_tensors(tmp_path: Path) -> None:
     folder = tiny.hf_folder(tmp_path)
-    rewrite(folder, lambda state: {name: torch.empty(0) for name in state})
+    tiny.rewrite(folder, lambda state: {name: torch.empty(0) for name in state})
     assert "ZeRO stage 3" in refused(folder)
 
 
 def test_merged_encoders_are_alike(tmp_path: Path) -> None:
     """An encoder that was read through any of these is an Encoder like others."""
     folder = tiny.hf_folder(tmp_path)
-    rewrite(folder, lambda state: {f"_orig_mod.{name}": t for name, t in state.items()})
+    tiny.rewrite(folder, lambda state: {f"_orig_mod.{name}": t for name, t in state.items()})
     assert isinstance(load(folder), Encoder)
